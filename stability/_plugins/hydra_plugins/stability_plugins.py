@@ -1,0 +1,101 @@
+"""Hydra's way in: where configs are found, and the sweeper that turns a composed config into a launch.
+
+Hydra finds plug-ins in the namespace package `hydra_plugins`, which is why this folder has that name and no __init__.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, RunMode, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from stability.command_line import config_folders, typed_command
+from stability.errors import InputError
+from stability.launching.grid import CommandLine, build_request
+
+ConfigStore.instance().store(
+    group="hydra/sweeper",
+    name="stability",
+    node={"_target_": "hydra_plugins.stability_plugins.StabilitySweeper"},
+    provider="stability",
+)
+APPENDED_GROUPS = ("sweep", "intervention")
+"""Groups without a default: Hydra wants `+` before them; an intervention goes last, over what the sweep sets."""
+
+
+class StabilitySearchPath(SearchPathPlugin):
+    """Finds sweeps/ and conf/ of the project, and those beside the user's working directory.
+
+    The user's sweeps come before ours, so that a copy may keep its name; our conf comes before theirs, so that another
+    Hydra project's folder of that name changes nothing here.
+    """
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Extend Hydra's search path; called by Hydra."""
+        ours, users = config_folders(), Path.cwd()
+        search_path.append("stability-user-sweeps", f"file://{users / 'sweeps'}")
+        search_path.append("stability-sweeps", f"file://{ours.sweeps}")
+        search_path.append("stability-user-conf", f"file://{users / 'conf'}")
+
+
+class StabilitySweeper(Sweeper):
+    """Composes once for each choice of groups, expands the grids over typed configs, and launches them as one sweep."""
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Keep what `sweep` needs; called by Hydra."""
+        self._loader, self._task, self._config = hydra_context.config_loader, task_function, config
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Build the request that the command line asks for and hand it to the task function."""
+        overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(arguments)
+        groups = set(self._loader.list_groups("")) - {"hydra"}
+        axes, fixed = {}, []
+        for override in overrides:
+            if override.is_sweep_override():
+                axes[override.key_or_group] = _sweep_values(override)
+            else:
+                fixed.append(override)
+        names = self._config.hydra.runtime.choices.get("sweep")
+        request = build_request(
+            "+".join(names) if isinstance(names, list) else names,
+            _plain(self._config),
+            CommandLine(axes, frozenset(override.key_or_group for override in fixed)),
+            sorted(groups),
+            lambda chosen: self._compose([str(override.input_line) for override in fixed], chosen),
+            typed_command(),
+        )
+        return self._task(request)
+
+    def _compose(self, fixed: list[str], chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+        picks = [f"{'+' if key in APPENDED_GROUPS else ''}{key}={_choice(value)}" for key, value in chosen.items()]
+        hydra: list[str] = list(self._config.hydra.overrides.hydra)
+        name = self._config.hydra.job.config_name
+        return _plain(self._loader.load_configuration(name, [*hydra, *fixed, *picks], RunMode.MULTIRUN))
+
+
+def _plain(config: DictConfig) -> Mapping[str, Any]:
+    ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    mapping = OmegaConf.to_container(ours, resolve=True, throw_on_missing=True)
+    assert isinstance(mapping, dict)
+    return {str(key): value for key, value in mapping.items()}
+
+
+def _sweep_values(override: Override) -> list[Any]:
+    try:
+        values = list(override.sweep_iterator())
+    except Exception as error:
+        raise InputError(
+            override.key_or_group, override.input_line, str(error), "List the values: KEY=A,B,C."
+        ) from error
+    return [value.text if isinstance(value, QuotedString) else value for value in values]
+
+
+def _choice(value: Any) -> str:
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

@@ -1,0 +1,116 @@
+"""What the entry points share: where the configs are, errors as people read them, and a faster allocator."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stability.errors import InputError
+
+EXIT_BAD_INPUT = 2
+TRACEBACK = "STABILITY_TRACEBACK"
+REEXECUTED, NO_REEXECUTION = "STABILITY_REEXECUTED", "STABILITY_NO_REEXECUTION"
+
+
+class ConfigFolders(NamedTuple):
+    """The project's own configs."""
+
+    conf: Path
+    sweeps: Path
+
+
+def config_folders() -> ConfigFolders:
+    """Where conf/ and sweeps/ are: inside the package in a wheel, beside it in a checkout or an editable install."""
+    package = Path(__file__).resolve().parent
+    for root in (package / "_configs", package.parent):
+        if (root / "conf" / "run.yaml").is_file():
+            return ConfigFolders(root / "conf", root / "sweeps")
+    raise RuntimeError(f"no conf/ beside or inside {package}: the installation is incomplete")
+
+
+def typed_command() -> str:
+    """The command as the user may type it again."""
+    import shlex
+
+    arguments = sys.orig_argv[1:]
+    return shlex.join(["python", *arguments])
+
+
+def with_transparent_huge_pages() -> None:
+    """Start this process again, once, with glibc's allocator on huge pages; does nothing where that is not to be had.
+
+    XLA on CPU frees and faults in its temporary memory at every dispatch; huge pages make a step up to twice as fast.
+    glibc reads the setting at start-up only. STABILITY_NO_REEXECUTION=1 opts out.
+    """
+    if sys.platform != "linux" or {REEXECUTED, NO_REEXECUTION} & os.environ.keys():
+        return
+    name, version = platform.libc_ver()
+    if name != "glibc" or tuple(int(part) for part in version.split(".")[:2]) < (2, 35):
+        return
+    pages = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not pages.exists() or "[never]" in pages.read_text():
+        return
+    tunables = [part for part in os.environ.get("GLIBC_TUNABLES", "").split(":") if part]
+    if any(part.startswith("glibc.malloc.hugetlb") for part in tunables):
+        return
+    environment = os.environ | {
+        "GLIBC_TUNABLES": ":".join([*tunables, "glibc.malloc.hugetlb=1"]),
+        REEXECUTED: "1",
+    }
+    sys.stdout.flush()
+    os.execve(sys.executable, sys.orig_argv, environment)
+
+
+def run_hydra(config_name: str, task: Callable[..., Any]) -> int:
+    """Run a Hydra application of ours, errors told as our users read them; returns the exit code.
+
+    Bad input, ours or Hydra's, is one paragraph on stderr and exit code 2. STABILITY_TRACEBACK=1 shows the traceback.
+    """
+    plugins = str(Path(__file__).resolve().parent / "_plugins")
+    if plugins not in sys.path:
+        sys.path.append(plugins)
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    codes: list[int] = []
+
+    def keeping_code(*arguments: Any) -> Any:
+        codes.append(task(*arguments))
+
+    # Hydra would print its own digest of an error and exit with 1: have it raise instead.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    main = hydra.main(version_base="1.3", config_path=str(config_folders().conf), config_name=config_name)(keeping_code)
+    try:
+        main()
+    except (InputError, HydraException, OmegaConfBaseException) as error:
+        return report(error)
+    except KeyboardInterrupt:
+        print("\nStopped at once. The same command goes on from the last checkpoints.", file=sys.stderr)
+        return 130
+    return codes[-1] if codes else 0
+
+
+def report(error: Exception) -> int:
+    """Say what is wrong in one paragraph on stderr; the exit code for bad input."""
+    if os.environ.get(TRACEBACK):
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"error: {_paragraph(error)}", file=sys.stderr)
+    return EXIT_BAD_INPUT
+
+
+def _paragraph(error: Exception) -> str:
+    """The messages of an error and its causes on one line, without what Hydra says for programmers only."""
+    parts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None:
+        lines = [line.strip() for line in str(cause).splitlines()]
+        text = " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
+        if text and text not in parts:
+            parts.append(text)
+        cause = cause.__cause__ if not isinstance(cause, InputError) else None
+    return ". ".join(part.rstrip(".") for part in parts) + "."

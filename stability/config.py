@@ -1,0 +1,254 @@
+"""The config of one run: a pytree whose leaves flow through the program and whose structure shapes it.
+
+Three kinds of field, said once, where the field is declared:
+
+`leaf`        a number that is traced: runs that differ only in leaves share one compiled program, as its lanes.
+(no mark)     structure: what shapes the program (widths, names, counts of steps). `None` in a leaf's place is structure
+              too: `clip_norm: null` is another program than any number.
+`provenance`  recorded beside the results but no part of a run's identity, and invisible to the program: it is dropped
+              when JAX flattens the config.
+
+The dataclasses below are the one source of defaults: the recipe of arXiv 2309.14322, Section 2.1, at a size that two
+CPU cores train in seconds. Leaves and structure together are *scientific*: they make the fingerprint.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args
+
+import jax
+import numpy as np
+from pydantic import ConfigDict
+
+from stability.errors import InputError
+from stability.typed import Count, Fraction, NonNegative, Positive, Seed, Steps
+
+FINGERPRINT_VERSION = 1
+WARMUP_FRACTION = 0.05
+"""Share of the steps that warm-up takes where `schedule.warmup_steps` is null: 5e3 of 1e5 in the paper."""
+
+Role = Literal["embedding", "query", "key", "value", "attention_output", "mlp_in", "mlp_out", "head", "gain"]
+"""What a parameter is for. Initialisation, optimizer and sharding read roles and never match names."""
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+def leaf(default: float | int | None, dtype: type[np.generic] = np.float32) -> Any:
+    """Declare a traced number of the given dtype."""
+    return field(default=default, metadata={"kind": "leaf", "dtype": dtype})
+
+
+def provenance(default: Any) -> Any:
+    """Declare a setting that changes no result: outside the fingerprint, unseen by the program."""
+    return field(default=default, metadata={"kind": "provenance"})
+
+
+def group(cls: type[Any]) -> Any:
+    """Declare a nested config."""
+    return field(default_factory=cls, metadata={"kind": "group"})
+
+
+Scalar = float | jax.Array
+"""A leaf as the program sees it: a Python number on the host, a traced array inside."""
+
+C = TypeVar("C")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(leaf, provenance, group))
+def config_class(cls: type[C]) -> type[C]:
+    """A frozen keyword-only dataclass, registered as a pytree by the kinds of its fields."""
+    cls = dataclass(frozen=True, kw_only=True)(cls)
+    cls.__pydantic_config__ = ConfigDict(extra="forbid", strict=False)  # type: ignore[attr-defined]
+    kinds = {f.name: f.metadata.get("kind", "structure") for f in fields(cls)}  # type: ignore[arg-type]
+    jax.tree_util.register_dataclass(
+        cls,
+        data_fields=[name for name, kind in kinds.items() if kind in ("leaf", "group")],
+        meta_fields=[name for name, kind in kinds.items() if kind == "structure"],
+        drop_fields=[name for name, kind in kinds.items() if kind == "provenance"],
+    )
+    return cls
+
+
+@config_class
+class ModelConfig:
+    """A decoder-only Transformer: pre-LayerNorm, rotary positions, no biases."""
+
+    width: Count = 64
+    depth: Count = 2
+    head_dim: Count = 32
+    mlp_ratio: Count = 4
+    qk_layernorm: Literal["none", "per_head", "whole_width"] = "per_head"
+    parameterization: Literal["standard"] = "standard"
+    layernorm_eps: Positive = leaf(1e-6)
+    rotary_base: Positive = leaf(1e4)
+
+    @property
+    def heads(self) -> int:
+        """Number of attention heads, width / head_dim."""
+        return self.width // self.head_dim
+
+    @property
+    def n_params(self) -> int:
+        """N: parameters without embedding, head and gains; 12 x depth x width^2 at mlp_ratio 4."""
+        return self.depth * (4 + 2 * self.mlp_ratio) * self.width**2
+
+
+@config_class
+class OptimizerConfig:
+    """AdamW with weight decay independent of the learning rate."""
+
+    learning_rate: Positive = leaf(1e-2)
+    weight_decay: NonNegative = leaf(1e-4)
+    beta1: Fraction = leaf(0.9)
+    beta2: Fraction = leaf(0.95)
+    eps: Positive = leaf(1e-8)
+    clip_norm: Positive | None = leaf(1.0)
+    decayed_roles: tuple[Role, ...] = ROLES
+
+
+@config_class
+class ScheduleConfig:
+    """Linear warm-up, then cosine to the minimum learning rate. `warmup_steps: null` is 5 % of the steps."""
+
+    warmup_steps: Steps | None = leaf(None, np.int32)
+    minimum_learning_rate: NonNegative = leaf(1e-5)
+
+
+@config_class
+class LossConfig:
+    """What is added to the cross-entropy: z_loss x mean(log^2 Z)."""
+
+    z_loss: NonNegative = leaf(1e-4)
+
+
+@config_class
+class TrainingConfig:
+    """How long, on how much, how exactly; and how often to look."""
+
+    steps: Count = 500
+    batch_size: Count = 16
+    sequence_length: Count = 64
+    precision: Literal["float32", "bfloat16"] = "float32"
+    validation_sequences: Count = 512
+    observe_every: Count = provenance(10)
+    evaluate_every: Count | None = provenance(None)
+    checkpoint_every: Count = provenance(500)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens in one batch."""
+        return self.batch_size * self.sequence_length
+
+
+@config_class
+class DataConfig:
+    """Which text. `seed: null` follows the run's seed; corpus (its hash) and vocabulary_size come from the text."""
+
+    name: Literal["kjv", "text"] = "kjv"
+    path: str | None = provenance(None)
+    seed: Seed | None = leaf(None, np.uint32)
+    corpus: str | None = None
+    vocabulary_size: Count | None = None
+
+
+@config_class
+class RunConfig:
+    """One run, whole: what `step` takes, once its leaves are arrays."""
+
+    model: ModelConfig = group(ModelConfig)
+    optimizer: OptimizerConfig = group(OptimizerConfig)
+    schedule: ScheduleConfig = group(ScheduleConfig)
+    loss: LossConfig = group(LossConfig)
+    training: TrainingConfig = group(TrainingConfig)
+    data: DataConfig = group(DataConfig)
+    seed: Seed = leaf(0, np.uint32)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the whole training reads."""
+        return self.training.steps * self.training.tokens_per_step
+
+
+def to_mapping(config: Any, kinds: tuple[str, ...] = ("leaf", "structure", "provenance")) -> dict[str, Any]:
+    """A config as plain nested values that JSON and YAML can hold, fields of the given kinds only."""
+    mapping: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            mapping[f.name] = to_mapping(value, kinds)
+        elif f.metadata.get("kind", "structure") in kinds:
+            mapping[f.name] = list(value) if isinstance(value, tuple) else value
+    return mapping
+
+
+def scientific(config: RunConfig) -> dict[str, Any]:
+    """What makes the run what it is, defaults included: leaves and structure."""
+    return to_mapping(config, ("leaf", "structure"))
+
+
+def fingerprint(config: RunConfig) -> str:
+    """The run's identity: 16 hex digits of SHA-256 over canonical JSON of its scientific values."""
+    content = {"fingerprint_version": FINGERPRINT_VERSION, **scientific(config)}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def resolve(config: RunConfig, *, corpus: str, vocabulary_size: int) -> RunConfig:
+    """Fill in what follows from other values: warm-up from the steps, data seed from the seed, the corpus's facts."""
+    warmup, data_seed = config.schedule.warmup_steps, config.data.seed
+    if warmup is None:
+        warmup = round(WARMUP_FRACTION * config.training.steps)
+    if data_seed is None:
+        data_seed = config.seed
+    replace = dataclasses.replace
+    data = replace(config.data, seed=data_seed, corpus=corpus, vocabulary_size=vocabulary_size)
+    return replace(config, data=data, schedule=replace(config.schedule, warmup_steps=warmup))
+
+
+def validate(config: RunConfig) -> None:
+    """Refuse what no single field can: settings that contradict each other. Call it before anything compiles.
+
+    Raises:
+        InputError: names the key, its value, the one it contradicts, and the fix.
+    """
+    model, schedule, steps = config.model, config.schedule, config.training.steps
+    if model.head_dim % 2:
+        raise InputError("model.head_dim", model.head_dim, "is odd, and rotary positions turn pairs", "Make it even.")
+    if model.width % model.head_dim:
+        nearest = max(1, round(model.width / model.head_dim)) * model.head_dim
+        raise InputError(
+            "model.width",
+            model.width,
+            f"is not a multiple of model.head_dim={model.head_dim}, so heads do not divide the width",
+            f"Use a width of {nearest}, or another model.head_dim.",
+        )
+    if schedule.warmup_steps is not None and schedule.warmup_steps >= steps:
+        raise InputError(
+            "schedule.warmup_steps",
+            schedule.warmup_steps,
+            f"is not shorter than the run (training.steps={steps})",
+            "Warm up for fewer steps (null is 5 % of them) or train for more.",
+        )
+    if config.optimizer.learning_rate < schedule.minimum_learning_rate:
+        raise InputError(
+            "optimizer.learning_rate",
+            config.optimizer.learning_rate,
+            f"is below schedule.minimum_learning_rate={schedule.minimum_learning_rate}, to which the schedule decays",
+            "Raise it, or lower schedule.minimum_learning_rate.",
+        )
+
+
+def to_leaves(config: RunConfig) -> RunConfig:
+    """The same config with every leaf a strongly typed NumPy scalar array: the only form that `step` takes.
+
+    Mixed Python and NumPy scalars would trace once for each mix; strong types trace once.
+    """
+    changes: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            changes[f.name] = to_leaves(value)  # type: ignore[arg-type]
+        elif f.metadata.get("kind") == "leaf" and value is not None:
+            changes[f.name] = np.asarray(value, f.metadata["dtype"])
+    return dataclasses.replace(config, **changes)

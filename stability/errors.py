@@ -1,0 +1,18 @@
+"""What a user did wrong, said so that they can mend it."""
+
+
+class InputError(ValueError):
+    """Bad input: one paragraph that names the key, the value and the fix.
+
+    Entry points print it without a traceback and exit with code 2. Raise it before anything is compiled or written.
+
+    Args:
+        key: the configuration key, command-line argument, column or file at fault.
+        value: what was found there.
+        problem: why it cannot be used, as a clause ("is below the minimum learning rate 1e-05").
+        fix: what to do instead, as a sentence.
+    """
+
+    def __init__(self, key: str, value: object, problem: str, fix: str) -> None:
+        self.key, self.value, self.problem, self.fix = key, value, problem, fix
+        super().__init__(f"{key}={value}: {problem}. {fix}")

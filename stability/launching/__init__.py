@@ -1,0 +1,1 @@
+"""From a composed config to trained runs: settings, grid, plan, folder, launch."""

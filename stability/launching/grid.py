@@ -1,0 +1,149 @@
+"""A sweep's union of grids, with what the command line says, becomes typed configs. Knows nothing of Hydra.
+
+An axis is a dotted key of the run's config (`optimizer.learning_rate`), the word `scale`, or a group of configs
+(`intervention`). The text of a config is composed once for each distinct choice of groups; all other axes are values
+set in its mapping before it is read into a typed config.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from stability.config import RunConfig
+from stability.errors import InputError
+from stability.launching.settings import Execution, Ladder, Selection, Sweep
+from stability.typed import from_mapping, unknown_key
+
+Axes = dict[str, list[Any]]
+RUN_KEYS = tuple(f.name for f in fields(RunConfig))
+EXECUTION_KEYS = tuple(f.name for f in fields(Execution))
+SELECTION_KEYS = tuple(f.name for f in fields(Selection))
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that a launch needs, typed: what to run and how."""
+
+    sweep: str | None
+    question: str
+    ladder: Ladder
+    configs: tuple[RunConfig, ...]
+    execution: Execution
+    command: str
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What the user overrode: axes (`seed=0,1`), and fixed keys (`training.steps=50`), which end an axis of their name."""
+
+    axes: Axes
+    fixed: frozenset[str]
+
+
+def build_request(
+    sweep: str | None,
+    base: Mapping[str, Any],
+    command: CommandLine,
+    groups: Sequence[str],
+    compose: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    text: str,
+) -> Request:
+    """Expand a composed config into the runs that it asks for, in the order of its grids, each distinct run once.
+
+    Args:
+        sweep: the sweep's name, None for an ad-hoc command.
+        base: the composed config, plain nested values.
+        command: the command line's axes and fixed keys.
+        groups: the names of config groups that may be axes.
+        compose: composes the config anew for a choice of groups.
+        text: the command as typed, for the record.
+
+    Raises:
+        InputError: an unknown key, scale or value, named with what is allowed.
+    """
+    _refuse_unknown(base)
+    execution = from_mapping(Execution, _part(base, EXECUTION_KEYS))
+    selection = from_mapping(Selection, _part(base, SELECTION_KEYS))
+    _refuse_sweeping(command.axes)
+    configs: dict[RunConfig, None] = {}
+    composed: dict[str, Mapping[str, Any]] = {"{}": base}
+    for axes in _grids(selection.sweep, command):
+        for point in _product(axes):
+            chosen = {key: value for key, value in point.items() if key in groups}
+            if repr(chosen) not in composed:
+                composed[repr(chosen)] = compose(chosen)
+                _refuse_unknown(composed[repr(chosen)])
+            settings = {key: value for key, value in point.items() if key not in chosen}
+            configs[_config(composed[repr(chosen)], settings, command.fixed)] = None
+    return Request(sweep, selection.sweep.question, selection.ladder, tuple(configs), execution, text)
+
+
+def _grids(sweep: Sweep, command: CommandLine) -> Iterator[Axes]:
+    """The axes of each grid: its own, without those that the command fixes, replaced or joined by the command's."""
+    for name, grid in (sweep.grids or {"command": {}}).items():
+        axes = {key: _values(f"sweep.grids.{name}", key, values) for key, values in grid.items()}
+        yield {key: values for key, values in axes.items() if key not in command.fixed} | command.axes
+
+
+def _values(where: str, key: str, values: Any) -> list[Any]:
+    if not isinstance(values, list):
+        return [values]
+    if not values:
+        raise InputError(f"{where}.{key}", values, "has no values", "List at least one, or leave the axis out.")
+    return values
+
+
+def _product(axes: Axes) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*axes.values()):
+        yield dict(zip(axes, values, strict=True))
+
+
+def _config(base: Mapping[str, Any], settings: Mapping[str, Any], fixed: frozenset[str]) -> RunConfig:
+    """One run: the composed config, then its scale's keys, then its place in the grid; the command line over all."""
+    selection = from_mapping(Selection, _part(base, SELECTION_KEYS))
+    mapping = copy.deepcopy(_part(base, RUN_KEYS))
+    scale = settings.get("scale", selection.scale)
+    if scale is not None:
+        for key, value in _scale(selection.ladder, scale).items():
+            if key not in fixed:
+                _set(mapping, key, value)
+    for key, value in settings.items():
+        if key != "scale":
+            _set(mapping, key, value)
+    return from_mapping(RunConfig, mapping)
+
+
+def _scale(ladder: Ladder, scale: Any) -> Mapping[str, Any]:
+    if scale not in ladder.scales:
+        fix = f"Its scales are {', '.join(ladder.scales) or 'none'}."
+        raise InputError("scale", scale, f"is not a scale of the ladder {ladder.name}", fix)
+    return ladder.scales[scale]
+
+
+def _set(mapping: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    node: Any = mapping
+    for part in parents:
+        node = node.get(part) if isinstance(node, dict) else None
+        if not isinstance(node, dict):
+            raise unknown_key(RunConfig, dotted, value)
+    node[last] = value
+
+
+def _part(mapping: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: mapping[key] for key in keys if key in mapping}
+
+
+def _refuse_unknown(mapping: Mapping[str, Any]) -> None:
+    for key, value in mapping.items():
+        if key not in (*RUN_KEYS, *EXECUTION_KEYS, *SELECTION_KEYS):
+            raise unknown_key(RunConfig, key, value, also=(*EXECUTION_KEYS, *SELECTION_KEYS))
+
+
+def _refuse_sweeping(axes: Axes) -> None:
+    for key, values in axes.items():
+        if key.split(".")[0] in (*EXECUTION_KEYS, "sweep", "data") and key != "data.seed":
+            text = ",".join(map(str, values))
+            raise InputError(key, text, "cannot differ between the runs of one sweep", "Give one value.")

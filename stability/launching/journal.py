@@ -1,0 +1,103 @@
+"""One run's story on the host's side: its record on disk, the console's line, the tracker's run."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from stability.config import scientific, to_mapping
+from stability.launching.folder import SweepFolder
+from stability.launching.plan import PlannedRun
+from stability.tracking.console import Console
+from stability.tracking.record import Row, RunFolder
+from stability.tracking.summary import summarise
+from stability.tracking.tracker import Background, TrackedRun
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every run of a sweep shares on the host's side."""
+
+    sweep: str
+    folder: SweepFolder
+    console: Console
+    tracker: Background
+    provenance: dict[str, Any]
+
+
+@dataclass
+class RunJournal:
+    """Writes one run's story to its record, and tells console and tracker."""
+
+    desk: Desk
+    run: PlannedRun
+    rows: list[Row]
+    is_over: bool = False
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's record."""
+        return self.desk.folder.run(self.run)
+
+    @property
+    def tracked_id(self) -> str:
+        """The run's id for trackers: the same after a resume, another in another folder."""
+        return f"{self.run.fingerprint}-{self.desk.folder.sweep_id}"
+
+    def start(self) -> None:
+        """Open the record and the tracker's run."""
+        config = scientific(self.run.config)
+        settings = to_mapping(self.run.config, ("provenance",))
+        self.folder.begin(config, self.run.fingerprint, {**self.desk.provenance, "settings": settings})
+        arm = tuple(self.run.arm.split(", "))
+        self.desk.tracker.start(
+            TrackedRun(
+                id=self.tracked_id,
+                name=self.run.title,
+                group=self.desk.sweep,
+                job_type="train",
+                tags=(self.run.scale, *arm),
+                config={
+                    **config,
+                    "arm": self.run.arm,
+                    "scale": self.run.scale,
+                    "n_params": self.run.config.model.n_params,
+                },
+                folder=self.folder.path,
+            )
+        )
+
+    def row(self, row: Row) -> None:
+        """Record an observed or evaluated step."""
+        self.rows.append(row)
+        self.folder.append([row])
+        self.desk.tracker.log(self.tracked_id, row)
+
+    def progress(self, step: int) -> None:
+        """Tell the console."""
+        self.desk.console.progress(self.run.fingerprint, self.run.title, step, self.run.config.training.steps)
+
+    def ended(self, *, diverged_at: int | None) -> None:
+        """Write the results, then remove the checkpoints: a run with results needs none."""
+        self._finish(summarise(self.rows, self.run.config.training.steps, diverged_at))
+        self.folder.remove_checkpoints()
+
+    def failed(self, error: str) -> None:
+        """A bug, not a result: keep the traceback and go on with the other runs."""
+        (self.folder.path / "error.txt").write_text(error, encoding="utf-8")
+        self._finish({"status": "failed", "steps": None, "error": error.strip().rsplit("\n", 1)[-1]})
+
+    def _finish(self, results: dict[str, Any]) -> None:
+        self.is_over = True
+        config, seconds = self.run.config, time.perf_counter() - self.began
+        identity = {
+            "fingerprint": self.run.fingerprint,
+            "n_params": config.model.n_params,
+            "learning_rate": config.optimizer.learning_rate,
+            "seed": config.seed,
+            "data_seed": config.data.seed,
+        }
+        summary = {**identity, **results, "tokens": config.tokens, "seconds": round(seconds, 3)}
+        self.folder.write_summary(summary)
+        self.desk.tracker.finish(self.tracked_id, summary)
+        self.desk.console.ended(self.run.fingerprint, self.run.title, summary, seconds)

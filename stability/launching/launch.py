@@ -1,0 +1,124 @@
+"""Check everything, then train what is unfinished, then analyse: the one path from a request to results."""
+
+import time
+from pathlib import Path
+
+import jax
+
+from stability.analysis import analyze, format_table
+from stability.config import RunConfig, resolve, validate
+from stability.data.corpus import Corpus, Split, load_corpus, split
+from stability.errors import InputError
+from stability.launching.folder import SweepFolder, check_folder, open_folder
+from stability.launching.grid import Request
+from stability.launching.journal import Desk
+from stability.launching.plan import PlannedRun, describe, pack_runs, plan_runs
+from stability.launching.provenance import device_description, provenance
+from stability.launching.signals import stop_flag
+from stability.launching.work import text_of, train_runs
+from stability.tracking.console import Console, duration
+from stability.tracking.record import TERMINAL
+from stability.tracking.tracker import Background, NoTracker
+from stability.tracking.wandb import WandbTracker
+from stability.training.lanes import Programs, Strategy
+from stability.training.loop import Interrupted
+
+RESULTS = "results"
+EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+
+
+def launch(request: Request) -> int:
+    """Train the request's unfinished runs, analyse all of its folder, and return the process's exit code.
+
+    Args:
+        request: typed and composed, not yet checked against the text.
+
+    Raises:
+        InputError: something in the request cannot be; nothing has been written.
+    """
+    corpus, configs = _resolved(request)
+    runs = plan_runs(configs, request.ladder.scales)
+    sweep = request.sweep or f"run_{runs[0].fingerprint[:8]}"
+    path = Path(request.execution.output_dir or f"{RESULTS}/{sweep}").expanduser()
+    parts = split(corpus.tokens)
+    for run in {(c.training.sequence_length, c.training.batch_size): c for c in configs}.values():
+        text_of(parts, run)
+    manifest = check_folder(path, sweep, runs, request.ladder.scales)
+    if request.execution.dry_run:
+        print(describe(runs))
+        print(f"Dry run: nothing was trained or written. The results would be in {path}")
+        return 0
+    folder = open_folder(path, manifest, sweep, request.question, runs, request.ladder.scales, request.command)
+    code = _train_all(request, sweep, folder, runs, parts)
+    if code != EXIT_INTERRUPTED:
+        print("\n" + format_table(analyze(path, path)))
+        print(f"\nResults: {path}   (summary.json, analysis/, runs/)")
+    return code
+
+
+def _resolved(request: Request) -> tuple[Corpus, tuple[RunConfig, ...]]:
+    """The corpus, and every config complete and valid."""
+    if not request.configs:
+        raise InputError("sweep", request.sweep, "has no runs", "Give its grids at least one value each.")
+    data = request.configs[0].data
+    for config in request.configs:
+        validate(config)
+    corpus = load_corpus(data.name, data.path)
+    return corpus, tuple(
+        dict.fromkeys(
+            resolve(config, corpus=corpus.hash, vocabulary_size=corpus.vocabulary_size) for config in request.configs
+        )
+    )
+
+
+def choose_lanes(lanes: str, device: str) -> tuple[Strategy, str]:
+    """The strategy for a device, and why."""
+    if lanes != "auto":
+        return ("vmap" if lanes == "vmap" else "sequential"), "as asked"
+    if device == "cpu":
+        return "sequential", "on CPU one run after the other is as fast as vmap, in a fraction of the memory"
+    return "vmap", "one accelerator is best filled by many lanes at once"
+
+
+def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[PlannedRun, ...], parts: Split) -> int:
+    """Train every run that has no result yet, and say how it went; an exit code."""
+    unfinished = [run for run in runs if (folder.run(run).read_summary() or {}).get("status") not in TERMINAL]
+    packs = pack_runs(unfinished)
+    strategy, why = choose_lanes(request.execution.lanes, jax.default_backend())
+    console = Console(
+        work={run.fingerprint: run.cost for run in unfinished},
+        kinds={run.fingerprint: i for i, pack in enumerate(packs) for run in pack.runs},
+        done=len(runs) - len(unfinished),
+    )
+    console.say(f"{sweep}: {len(runs)} runs, {console.done} already done, {len(packs)} programs; {folder.path}")
+    if not unfinished:
+        return 0
+    console.say(f"device: {device_description()}; lanes: {strategy} ({why})")
+    began, programs = time.perf_counter(), Programs()
+    tracker = _tracker(request, folder, console)
+    desk = Desk(sweep, folder, console, tracker, provenance(request.execution, strategy, request.command))
+    try:
+        with stop_flag(console.say) as stop:
+            failed = train_runs(desk, programs, unfinished, parts, strategy, stop)
+    except Interrupted:
+        tracker.close()
+        console.say(f"Stopped; nothing is lost. To go on, run the same command again:\n  {request.command}")
+        return EXIT_INTERRUPTED
+    waited = time.perf_counter()
+    tracker.close()
+    waited = time.perf_counter() - waited
+    compiling = sum(program.compile_seconds for program in programs.compiled.values())
+    console.say(
+        f"Trained {len(unfinished) - failed} runs in {duration(time.perf_counter() - began)}, of it {compiling:.0f} s "
+        f"compiling {len(programs.compiled)} programs, {waited:.1f} s waiting for {request.execution.tracking.name}."
+    )
+    if failed:
+        console.say(f"{failed} runs failed; the same command tries them again. See error.txt in their folders.")
+    return EXIT_FAILED if failed else 0
+
+
+def _tracker(request: Request, folder: SweepFolder, console: Console) -> Background:
+    tracking = request.execution.tracking
+    if tracking.name == "files":
+        return Background(NoTracker(), console.say)
+    return Background(WandbTracker(tracking.project, tracking.entity, tracking.mode, folder.path), console.say)

@@ -1,0 +1,108 @@
+"""Runs to packs: which runs share a program, in which order they train, and what that will cost."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+from stability.arms import Scales, arm_labels, scale_name
+from stability.config import RunConfig, fingerprint, scientific
+from stability.tracking.record import flatten
+
+STEP_OVERHEAD_FLOPS = 4e8
+"""What a step costs beside its FLOPs, as many FLOPs take the same time: fitted to widths 32 to 128 on two CPU cores."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run with its identity and its place in the sweep."""
+
+    config: RunConfig
+    fingerprint: str
+    scale: str
+    arm: str
+
+    @property
+    def folder_name(self) -> str:
+        """Sorts and completes well, and is the same whatever sweep the run is part of."""
+        model, rate, seed = self.config.model, self.config.optimizer.learning_rate, self.config.seed
+        return f"w{model.width}_d{model.depth}-lr{rate:g}-seed{seed}-{self.fingerprint}"
+
+    @property
+    def title(self) -> str:
+        """One line for people: arm, scale, learning rate, seed."""
+        return f"{self.arm} {self.scale} lr {self.config.optimizer.learning_rate:g} seed {self.config.seed}"
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of the training, estimated: see `flops_per_token`."""
+        return self.config.tokens * flops_per_token(self.config)
+
+    @property
+    def cost(self) -> float:
+        """Time that the training takes, in units of a FLOP's: its FLOPs and what each step costs beside them."""
+        return self.flops + STEP_OVERHEAD_FLOPS * self.config.training.steps
+
+
+def flops_per_token(config: RunConfig) -> float:
+    """6 (N + head) + 12 depth x width x sequence length: forward and backward, attention's two products included.
+
+    Source: PaLM (arXiv 2204.02311), Appendix B, without rematerialisation.
+    """
+    model, training = config.model, config.training
+    head = model.width * (config.data.vocabulary_size or 0)
+    return 6.0 * (model.n_params + head) + 12.0 * model.depth * model.width * training.sequence_length
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Runs of one structure: lanes of one compiled program."""
+
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def config(self) -> RunConfig:
+        """Any of its configs; they differ in leaves only."""
+        return self.runs[0].config
+
+
+def plan_runs(configs: Sequence[RunConfig], scales: Scales) -> tuple[PlannedRun, ...]:
+    """Name every run (configs resolved): fingerprint, scale and arm, smallest scale first."""
+    flat = [flatten(scientific(config)) for config in configs]
+    arms = arm_labels(flat, scales)
+    runs = [
+        PlannedRun(config, fingerprint(config), scale_name(values, scales), arm)
+        for config, values, arm in zip(configs, flat, arms, strict=True)
+    ]
+    return tuple(sorted(runs, key=lambda run: (run.config.model.n_params, run.arm, *_order(run.config))))
+
+
+def _order(config: RunConfig) -> tuple[float, int]:
+    return config.optimizer.learning_rate, config.seed
+
+
+def pack_runs(runs: Sequence[PlannedRun]) -> tuple[Pack, ...]:
+    """Group runs by the structure of their configs, in the order in which the structures first appear."""
+    packs: dict[object, list[PlannedRun]] = {}
+    for run in runs:
+        packs.setdefault(jax.tree.structure(run.config), []).append(run)
+    return tuple(Pack(tuple(members)) for members in packs.values())
+
+
+def describe(runs: Sequence[PlannedRun]) -> str:
+    """The plan as a table: for each scale and arm its size, runs and cost."""
+    packs = pack_runs(runs)
+    lines = [f"{'scale':<14}{'arm':<32}{'N':>12}{'runs':>6}{'steps':>8}{'tokens each':>13}{'FLOPs each':>12}"]
+    cells: dict[tuple[str, str, int], list[PlannedRun]] = {}
+    for run in runs:
+        cells.setdefault((run.scale, run.arm, run.config.training.steps), []).append(run)
+    for (scale, arm, steps), members in cells.items():
+        first = members[0]
+        lines.append(
+            f"{scale:<14}{arm:<32}{first.config.model.n_params:>12,}{len(members):>6}{steps:>8}"
+            f"{first.config.tokens:>13,}{first.flops:>12.2e}"
+        )
+    total = sum(run.flops for run in runs)
+    tokens = sum(run.config.tokens for run in runs)
+    lines.append(f"{len(runs)} runs, {len(packs)} programs, {tokens:,} tokens, {total:.2e} FLOPs")
+    return "\n".join(lines)

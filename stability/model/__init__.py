@@ -1,0 +1,1 @@
+"""The Transformer: parameterization (roles), layers, and the whole."""

@@ -1,0 +1,112 @@
+"""The decoder-only Transformer of arXiv 2309.14322, Section 2.1, in Flax NNX used functionally.
+
+The module tree is built once for each structure, when a program is traced; parameters travel as a plain nested dict of
+arrays, and no NNX type leaves this file.
+Shapes: B batch, T time, S = B x T positions, D width, V vocabulary.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from stability.config import RunConfig
+from stability.model.layers import MLP, Attention, Dense, LayerNorm
+from stability.model.observation import Observations, rms, when
+from stability.model.parameterization import kinds, matrix
+
+Parameters = dict[str, Any]
+"""Nested names -> float32 arrays, as `initialise` returns them."""
+
+
+class Block(nnx.Module):
+    """Pre-LayerNorm attention and MLP, each added to the stream."""
+
+    def __init__(self, config: RunConfig, rngs: nnx.Rngs) -> None:
+        self.attention_norm = LayerNorm(config.model.width)
+        self.attention = Attention(config.model, rngs)
+        self.mlp_norm = LayerNorm(config.model.width)
+        self.mlp = MLP(config.model, rngs)
+
+    def __call__(
+        self, x_SxD: Float[Array, "S D"], config: RunConfig, time: int, observe: Bool[Array, ""]
+    ) -> tuple[Float[Array, "S D"], Observations]:
+        """The stream after the block, and the block's observations."""
+        eps = config.model.layernorm_eps
+        mixed, observations = self.attention(self.attention_norm(x_SxD, eps), config.model, time, observe)
+        x_SxD = x_SxD + mixed
+        thought = self.mlp(self.mlp_norm(x_SxD, eps))
+        x_SxD = x_SxD + thought
+        return x_SxD, observations | when(observe, observe_block, mixed, thought, x_SxD)
+
+
+def observe_block(mixed: Float[Array, "S D"], thought: Float[Array, "S D"], x_SxD: Float[Array, "S D"]) -> Observations:
+    """RMS of what attention and MLP add to the stream, and of the stream that leaves the block."""
+    return {"attention_output/rms": rms(mixed), "mlp_output/rms": rms(thought), "block_output/rms": rms(x_SxD)}
+
+
+class Transformer(nnx.Module):
+    """Embedding, blocks, final norm, untied head."""
+
+    def __init__(self, config: RunConfig, rngs: nnx.Rngs) -> None:
+        model, vocabulary = config.model, config.data.vocabulary_size
+        assert vocabulary is not None, "resolve(config) fills in the vocabulary before a model is built"
+        self.embedding = matrix(model, "embedding", rngs.params(), (vocabulary, model.width), fan_in=model.width)
+        self.blocks = nnx.Dict({f"block_{i:02d}": Block(config, rngs) for i in range(model.depth)})
+        self.final_norm = LayerNorm(model.width)
+        self.head = Dense(model, "head", model.width, vocabulary, rngs)
+
+    def __call__(
+        self, tokens_BxT: Int[Array, "B T"], config: RunConfig, observe: Bool[Array, ""]
+    ) -> tuple[Float[Array, "S V"], Observations]:
+        """See `apply`."""
+        time = tokens_BxT.shape[1]
+        x_SxD = self.embedding[...].astype(config.training.precision)[tokens_BxT.reshape(-1)]
+        observations: Observations = {}
+        for name, block in self.blocks.items():
+            x_SxD, seen = block(x_SxD, config, time, observe)
+            observations |= {f"{quantity}/{name}": value for quantity, value in seen.items()}
+        x_SxD = self.final_norm(x_SxD, config.model.layernorm_eps)
+        observations["final_stream/rms"] = when(observe, rms, x_SxD)
+        return self.head(x_SxD).astype(jnp.float32), observations
+
+
+def _build(config: RunConfig) -> Transformer:
+    return Transformer(config, nnx.Rngs(params=jax.random.key(config.seed)))
+
+
+def _abstract(config: RunConfig) -> tuple[Any, Any]:
+    """The module tree's definition and its abstract variables: shapes and metadata, no arrays."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: _build(config)))
+    return graph, state
+
+
+def initialise(config: RunConfig) -> Parameters:
+    """Fresh parameters from the config's seed; traceable, the seed included."""
+    parameters: Parameters = nnx.to_pure_dict(nnx.state(_build(config)))
+    return parameters
+
+
+def apply(
+    config: RunConfig, parameters: Parameters, tokens_BxT: Int[Array, "B T"], observe: Bool[Array, ""]
+) -> tuple[Float[Array, "S V"], Observations]:
+    """Logits for the token after each position (row b x T + t), float32, and what was observed on the way.
+
+    Args:
+        config: its leaves may be tracers.
+        parameters: as `initialise` returns them.
+        tokens_BxT: token ids.
+        observe: whether to measure; where False all observations are zeros.
+    """
+    graph, state = _abstract(config)
+    nnx.replace_by_pure_dict(state, parameters)
+    logits, observations = nnx.merge(graph, state)(tokens_BxT, config, observe)
+    return logits, observations
+
+
+def parameter_kinds(config: RunConfig) -> Any:
+    """A tree like the parameters', with each one's `Kind` (role and rule) in its place."""
+    _, state = _abstract(config)
+    return nnx.to_pure_dict(kinds(config.model, state))

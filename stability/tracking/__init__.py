@@ -1,0 +1,1 @@
+"""What runs leave on disk, and who is told about them live. Imports no JAX."""

@@ -1,0 +1,185 @@
+"""What a run leaves on disk: plain files, the source of truth. Imports no JAX.
+
+A sweep's folder holds
+
+    sweep.json                 the manifest: name, question, corpus, the ladder's scales, every run planned so far
+    runs/<label>-<fingerprint>/
+        config.json            the scientific config, complete, with its fingerprint
+        provenance.json        one entry for each start: device, versions, command, and all else outside the fingerprint
+        metrics.jsonl          one row for each observed or evaluated step
+        error.txt              only when a bug ended the run: its traceback
+        summary.json           status and results; replaced whole, never edited
+        checkpoints/           only while the run is unfinished
+    summary.json, analysis/    what `stability.analyze` makes of the runs; may be deleted and made again
+
+A row's `step` counts the updates made before it was measured: the first row of a run has step 0, and the validation
+loss at the end of training stands in a row of its own whose step is the number of steps.
+
+Every JSON file carries `schema_version`. There is no NaN or infinity in any of them: what is not available is null.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from stability.errors import InputError
+
+SCHEMA_VERSION = 1
+
+MANIFEST = "sweep.json"
+RUNS = "runs"
+
+Status = Literal["finished", "diverged", "failed", "running"]
+TERMINAL: frozenset[str] = frozenset({"finished", "diverged"})
+"""A run with one of these statuses is a result and is never trained again."""
+
+Row = dict[str, float | int | None]
+
+
+def without_nonfinite(value: Any) -> Any:
+    """The same JSON value with every NaN and infinity replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: without_nonfinite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nonfinite(item) for item in value]
+    return value
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part."""
+    text = json.dumps(without_nonfinite(content), indent=1, allow_nan=False, ensure_ascii=False)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of ours, refusing one that is not ours to read.
+
+    Raises:
+        InputError: the file is not a JSON object, or another version of this program wrote it.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise InputError("file", path, f"is not valid JSON ({error})", "Restore it, or delete its folder.") from error
+    if not isinstance(content, dict):
+        raise InputError("file", path, "holds no JSON object", "Restore it, or delete its folder.")
+    if content.get("schema_version") != SCHEMA_VERSION:
+        raise InputError(
+            "file",
+            path,
+            f"has schema_version {content.get('schema_version')!r}, and this program reads {SCHEMA_VERSION}",
+            "Use the version of `stability` that wrote it.",
+        )
+    return content
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one mapping with dotted keys, in the order of the tree."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run's files. Only its own run writes to it."""
+
+    path: Path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where Orbax keeps the unfinished run's state."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """The rows, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    def begin(self, config: Mapping[str, Any], fingerprint: str, provenance: Mapping[str, Any]) -> None:
+        """Write down what is about to run, or that it goes on (a further entry of provenance)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        provenance_path = self.path / "provenance.json"
+        starts = read_json(provenance_path)["starts"] if provenance_path.exists() else []
+        write_json(provenance_path, {"schema_version": SCHEMA_VERSION, "starts": [*starts, dict(provenance)]})
+        (self.path / "error.txt").unlink(missing_ok=True)
+        header = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
+        write_json(self.path / "config.json", {**header, "config": config})
+        self.write_summary({"fingerprint": fingerprint, "status": "running"})
+
+    def append(self, rows: Iterable[Row]) -> None:
+        """Add rows to the metrics; a row that was cut off by a kill is dropped by `cut`."""
+        text = "".join(json.dumps(without_nonfinite(row), allow_nan=False) + "\n" for row in rows)
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(text)
+
+    def cut(self, step: int) -> list[Row]:
+        """Keep the rows before `step` (a checkpoint's), drop what a killed process wrote beyond, return what stays."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        rows = [row for row in read_rows(self.metrics) if (row["step"] or 0) < step]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        temporary = self.metrics.with_suffix(".partial")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.metrics)
+        return rows
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Replace the run's summary."""
+        write_json(self.path / "summary.json", {"schema_version": SCHEMA_VERSION, **summary})
+
+    def remove_checkpoints(self) -> None:
+        """A run with results needs none."""
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The run's summary, None when the run never started."""
+        path = self.path / "summary.json"
+        return read_json(path) if path.exists() else None
+
+    def read_config(self) -> dict[str, Any]:
+        """The run's scientific config, nested."""
+        config: dict[str, Any] = read_json(self.path / "config.json")["config"]
+        return config
+
+    def read_provenance(self) -> list[dict[str, Any]]:
+        """One entry for each time the run was started."""
+        starts: list[dict[str, Any]] = read_json(self.path / "provenance.json")["starts"]
+        return starts
+
+
+def read_rows(path: Path) -> list[Row]:
+    """The whole rows of a metrics file, oldest first; a last line without its newline was cut off and is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def run_folders(sweep_folder: Path) -> list[RunFolder]:
+    """The folders of all runs that ever started in a sweep's folder, in the order of their names."""
+    runs = sweep_folder / RUNS
+    if not runs.is_dir():
+        return []
+    return [RunFolder(path) for path in sorted(runs.iterdir()) if (path / "summary.json").exists()]

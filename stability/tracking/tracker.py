@@ -1,0 +1,160 @@
+"""What the training loop's caller tells to whoever follows a sweep live. Imports no JAX.
+
+The plain files of `stability.tracking.record` are the source of truth; a tracker gets the same numbers, and nothing
+that goes wrong in one may stop or slow the training. `Background` sees to that for any of them.
+"""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from stability.tracking.record import Row
+
+QUEUE_LIMIT = 10_000
+"""Events that may wait: some 100 MB of rows with 200 numbers each."""
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What a tracker is told about a run when it starts.
+
+    Attributes:
+        id: unique among all runs of a project; the same when the run is resumed.
+        name: for people, need not be unique.
+        group: the sweep's name.
+        job_type: what kind of work it is, such as `train`.
+        tags: words to find it by.
+        config: the scientific config, nested.
+        folder: the run's own folder of plain files.
+    """
+
+    id: str
+    name: str
+    group: str
+    job_type: str
+    tags: tuple[str, ...]
+    config: Mapping[str, Any]
+    folder: Path
+
+
+class Tracker(Protocol):
+    """Follows runs while they train. Its methods may block and raise: wrap it in `Background` to train with it."""
+
+    def start(self, run: TrackedRun) -> None:
+        """A run starts, or goes on from a checkpoint. Several may be open at once."""
+
+    def log(self, run_id: str, row: Row) -> None:
+        """An open run has measured something: a row as the record has it, with at least `step`."""
+
+    def finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
+        """An open run is over, with the record's summary (`status` says how it ended)."""
+
+    def close(self) -> None:
+        """Nothing more will come: let go of everything, runs that are still open included."""
+
+
+class NoTracker:
+    """Follows nothing."""
+
+    def start(self, run: TrackedRun) -> None:
+        """Do nothing."""
+
+    def log(self, run_id: str, row: Row) -> None:
+        """Do nothing."""
+
+    def finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Background:
+    """Runs a tracker's calls, in order, in a thread of its own. No call here raises, and none but `close` waits.
+
+    At the first call that raises, or when more than `queue_limit` events wait, one line is said and the tracker gets
+    nothing more than `close`.
+
+    Args:
+        tracker: whom to call.
+        warn: takes one line of text; called at most once for a failure and once by `close`, from either thread.
+        queue_limit: how many events may wait for a slow tracker.
+    """
+
+    def __init__(self, tracker: Tracker, warn: Callable[[str], None], queue_limit: int = QUEUE_LIMIT) -> None:
+        self._tracker, self._warn, self._queue_limit = tracker, warn, queue_limit
+        self._events: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._enabled = True
+        self._closed = False
+        # A daemon, so that a tracker which hangs cannot keep the process from ending.
+        self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
+        self._thread.start()
+
+    def start(self, run: TrackedRun) -> None:
+        """See `Tracker.start`."""
+        self._put(lambda: self._tracker.start(run))
+
+    def log(self, run_id: str, row: Row) -> None:
+        """See `Tracker.log`. The row may be changed afterwards."""
+        row = dict(row)
+        self._put(lambda: self._tracker.log(run_id, row))
+
+    def finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
+        """See `Tracker.finish`."""
+        summary = dict(summary)
+        self._put(lambda: self._tracker.finish(run_id, summary))
+
+    def close(self, timeout_s: float = 60.0) -> None:
+        """Wait for the tracker to get what is still under way, and say how much of it did not arrive in time.
+
+        Args:
+            timeout_s: how long to wait, in seconds, the tracker's own `close` included.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        self._events.put(None)
+        self._thread.join(timeout_s)
+        if not self._thread.is_alive():
+            return
+        was_enabled, self._enabled = self._enabled, False
+        # The mark of the end waits too, and makes up for the event that the tracker is busy with.
+        undelivered = self._events.qsize()
+        if was_enabled:
+            lost = f"events not delivered: {undelivered}" if undelivered else "its last data may be missing"
+            self._say(f"Tracking did not finish within {timeout_s:g} s: {lost}. The plain files are complete.")
+
+    def _put(self, event: Callable[[], None]) -> None:
+        if not self._enabled or self._closed:
+            return
+        if self._events.qsize() >= self._queue_limit:
+            self._disable(f"{self._queue_limit} events wait for it")
+            return
+        self._events.put(event)
+
+    def _work(self) -> None:
+        while (event := self._events.get()) is not None:
+            if self._enabled:
+                self._attempt(event)
+        # Also after a failure: it may hold open runs, and close is all that it is still told.
+        self._attempt(self._tracker.close)
+
+    def _attempt(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except BaseException as error:  # a library that calls sys.exit in its thread is caught too
+            self._disable(": ".join(filter(None, (type(error).__name__, str(error)))))
+
+    def _disable(self, reason: str) -> None:
+        if self._enabled:
+            self._enabled = False
+            line = " ".join(reason.split())
+            self._say(f"Tracking is off for the rest of this session, training goes on ({line}).")
+
+    def _say(self, line: str) -> None:
+        with contextlib.suppress(Exception):
+            self._warn(line)

@@ -1,0 +1,141 @@
+"""One training step as a pure function, and many of them as one program.
+
+Shapes: B batch, T time, C steps in one dispatch. A config here holds arrays (`stability.config.to_leaves`).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from stability.config import RunConfig
+from stability.model.observation import Observations, when
+from stability.model.transformer import Parameters, apply, initialise
+from stability.training.loss import Loss, loss
+from stability.training.observe import observe_output_logits, observe_tensors
+from stability.training.optimizer import apply_update, clip_factor, direction
+from stability.training.schedule import learning_rate
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """What flows from step to step: `step` counts updates made; `alive` falls at the first non-finite number."""
+
+    step: Int[Array, ""]
+    parameters: Parameters
+    optimizer: Any
+    alive: Bool[Array, ""]
+
+
+class StepMetrics(NamedTuple):
+    """Measured at every step, observed or not: it costs nothing that training does not compute anyway.
+
+    `alive` is False from the first step on whose loss or updated parameters were not finite.
+    """
+
+    loss: Float[Array, ""]
+    cross_entropy: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    alive: Bool[Array, ""]
+
+
+def initial_state(config: RunConfig) -> TrainState:
+    """Parameters from the seed, a fresh optimizer, step 0."""
+    parameters = initialise(config)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        parameters=parameters,
+        optimizer=direction(config.optimizer).init(parameters),
+        alive=jnp.ones((), bool),
+    )
+
+
+def step(
+    config: RunConfig, state: TrainState, tokens_BxT1: Int[Array, "B T+1"], observe: Bool[Array, ""]
+) -> tuple[TrainState, StepMetrics, Observations]:
+    """One update. A state that is no longer alive stays as it is, at its last good parameters.
+
+    Args:
+        config: the run's config, leaves as arrays or tracers.
+        state: from `initial_state` or an earlier step.
+        tokens_BxT1: T inputs and, shifted by one, T targets.
+        observe: whether to measure what `StepMetrics` does not hold.
+
+    Returns:
+        the next state, this step's metrics (of the parameters before the update), and the observations.
+    """
+    inputs, targets = tokens_BxT1[:, :-1], tokens_BxT1[:, 1:].reshape(-1)
+
+    def objective(parameters: Parameters) -> tuple[Float[Array, ""], tuple[Loss, Observations]]:
+        logits, observations = apply(config, parameters, inputs, observe)
+        losses = loss(config, logits, targets)
+        return losses.total, (losses, observations | when(observe, observe_output_logits, logits))
+
+    gradients, (losses, observations) = jax.grad(objective, has_aux=True)(state.parameters)
+    gradient_norm = optax.global_norm(gradients)
+    updates, optimizer = direction(config.optimizer).update(gradients, state.optimizer)
+    parameters = apply_update(config, state.parameters, updates, state.step)
+
+    clip = clip_factor(config.optimizer, gradient_norm)
+    observations |= when(observe, observe_tensors, state.parameters, gradients, updates, clip, config.optimizer.eps)
+    alive = state.alive & jnp.isfinite(losses.total) & _all_finite(parameters)
+    metrics = StepMetrics(losses.total, losses.cross_entropy, gradient_norm, learning_rate(config, state.step), alive)
+    moved = TrainState(state.step + 1, parameters, optimizer, alive)
+    kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, replace(state, alive=alive))
+    return kept, metrics, observations
+
+
+def advance(
+    config: RunConfig,
+    state: TrainState,
+    tokens_CxBxT1: Int[Array, "C B T+1"],
+    count: Int[Array, ""],
+    observe: Bool[Array, ""],
+) -> tuple[TrainState, StepMetrics, Observations]:
+    """`count` steps in one dispatch, the last of them observed if `observe`.
+
+    The count is an input, so one program serves every distance to the next thing to do (observe, evaluate, save, stop),
+    and however a run is cut into dispatches, each of its steps is the same code on the same numbers.
+
+    Args:
+        config: the run's config.
+        state: the state to start from.
+        tokens_CxBxT1: the batches; only the first `count` are read.
+        count: how many steps, 1 to C.
+        observe: whether the last step is observed.
+
+    Returns:
+        the state after, the metrics of each step ([C], zeros beyond `count`), the last step's observations.
+    """
+    shapes = jax.eval_shape(step, config, state, tokens_CxBxT1[0], observe)
+    _, metrics_shape, observations_shape = shapes
+    capacity = tokens_CxBxT1.shape[0]
+    metrics = jax.tree.map(lambda s: jnp.zeros((capacity, *s.shape), s.dtype), metrics_shape)
+    observations = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), observations_shape)
+
+    def body(i: Array, carry: Any) -> Any:
+        state, metrics, _ = carry
+        tokens = jax.lax.dynamic_index_in_dim(tokens_CxBxT1, i, keepdims=False)
+        state, now, observations = step(config, state, tokens, observe & (i == count - 1))
+        return state, jax.tree.map(lambda all_, one: all_.at[i].set(one), metrics, now), observations
+
+    return jax.lax.fori_loop(0, count, body, (state, metrics, observations))  # type: ignore[no-any-return]
+
+
+def evaluate(config: RunConfig, parameters: Parameters, tokens_MxBxT1: Int[Array, "M B T+1"]) -> Float[Array, ""]:
+    """Mean cross-entropy without the z-loss term, in nats per token, over M batches of validation text."""
+
+    def one(tokens_BxT1: Int[Array, "B T+1"]) -> Float[Array, ""]:
+        logits, _ = apply(config, parameters, tokens_BxT1[:, :-1], jnp.zeros((), bool))
+        return loss(config, logits, tokens_BxT1[:, 1:].reshape(-1)).cross_entropy
+
+    return jnp.mean(jax.lax.map(one, tokens_MxBxT1))
+
+
+def _all_finite(tree: Any) -> Bool[Array, ""]:
+    return jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]).all()

@@ -1,0 +1,91 @@
+"""Plain nested values to typed frozen dataclasses, and errors that name the key, the value and the fix. No JAX."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, TypeVar
+
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import BeforeValidator, Strict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from stability.errors import InputError
+
+
+def _whole(value: Any) -> Any:
+    """Let 1e3 stand for 1000, as people write steps."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("is a boolean where a number is wanted")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_bool), FieldInfo(allow_inf_nan=False)]
+Positive = Annotated[Number, Gt(0)]
+NonNegative = Annotated[Number, Ge(0)]
+Fraction = Annotated[Number, Ge(0), Lt(1)]
+Whole = Annotated[int, Strict(), BeforeValidator(_whole)]
+Count = Annotated[Whole, Ge(1)]
+Steps = Annotated[Whole, Ge(0)]
+Seed = Annotated[Whole, Ge(0), Le(2**32 - 1)]
+
+
+T = TypeVar("T")
+
+
+def from_mapping(cls: type[T], mapping: Mapping[str, Any]) -> T:
+    """Read a typed config from plain nested values, refusing unknown keys and values of a wrong type or range.
+
+    Raises:
+        InputError: names the dotted key, its value, and what is allowed there.
+    """
+    try:
+        return TypeAdapter(cls).validate_python(mapping)
+    except ValidationError as error:
+        raise _input_error(cls, error) from None
+
+
+def _input_error(cls: type[Any], error: ValidationError) -> InputError:
+    first = error.errors(include_url=False)[0]
+    known = {f.name for f in fields(cls)}
+    path = [str(part) for part in first["loc"]]
+    # A member of a union adds its own type to the location; only names of fields are keys.
+    key = ".".join(
+        part for i, part in enumerate(path) if i == 0 or part not in ("float", "int", "none") or part in known
+    )
+    value = first["input"]
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return unknown_key(cls, key, value)
+    problem = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+    return InputError(key, value, problem, f"Give {key} a value that it allows.")
+
+
+def unknown_key(cls: type[Any], key: str, value: object, also: Sequence[str] = ()) -> InputError:
+    """The error for a key that nothing reads, with the nearest keys that exist in the config class and in `also`."""
+    known = [name for name, _ in _dotted_fields(cls)] + list(also)
+    parent, _, last = key.rpartition(".")
+    near = [name for name in known if name.rsplit(".", 1)[-1] == last]
+    near += [name for name in difflib.get_close_matches(key, known, n=3, cutoff=0.8) if name not in near]
+    siblings = [name for name in known if parent and name.startswith(f"{parent}.")]
+    if near:
+        fix = f"Did you mean {' or '.join(near[:3])}?"
+    elif siblings:
+        fix = f"The keys there are {', '.join(siblings)}."
+    else:
+        fix = "`python -m stability.run --cfg job` shows every key."
+    return InputError(key, value, "there is no such key", fix)
+
+
+def _dotted_fields(cls: type[Any], prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+    found: list[tuple[str, dataclasses.Field[Any]]] = []
+    for f in fields(cls):
+        nested: Any = f.default_factory
+        if is_dataclass(nested):
+            found += _dotted_fields(nested, f"{prefix}{f.name}.")  # type: ignore[arg-type]
+        else:
+            found.append((prefix + f.name, f))
+    return found

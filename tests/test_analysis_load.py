@@ -1,0 +1,259 @@
+"""Records and CSV files become one table, or an InputError that says what to mend."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stability.analysis import COLUMNS, load, read
+from stability.analysis.load import size_name, size_names
+from stability.errors import InputError
+from stability.tracking import record
+
+SCALES = {"w32": {"model.width": 32, "model.depth": 2}, "w64": {"model.width": 64, "model.depth": 2}}
+
+
+def config(width: int = 32, learning_rate: float = 0.01, seed: int = 0, norm: str = "none") -> dict[str, Any]:
+    return {
+        "model": {"width": width, "depth": 2, "head_dim": 16, "mlp_ratio": 4, "qk_layernorm": norm},
+        "optimizer": {"learning_rate": learning_rate},
+        "seed": seed,
+        "data": {"seed": None},
+    }
+
+
+def add_run(sweep: Path, fingerprint: str, settings: dict[str, Any], **summary: Any) -> Path:
+    folder = record.RunFolder(sweep / "runs" / f"run-{fingerprint}")
+    folder.begin(settings, fingerprint, {"device": "cpu"})
+    if summary:
+        folder.write_summary({"fingerprint": fingerprint, **summary})
+    return folder.path
+
+
+def result(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return {
+        "status": "finished",
+        "n_params": 12 * 2 * settings["model"]["width"] ** 2,
+        "learning_rate": settings["optimizer"]["learning_rate"],
+        "seed": settings["seed"],
+        "data_seed": settings["seed"],
+        "steps": 500,
+        "loss_initial": 6.0,
+        "loss_validation": 2.0,
+        "attention_logit_max": 30,
+        "attention_logit_max_final": 20.5,
+        "first_bad_step": None,
+        "tokens_seen": 1024,
+        **changes,
+    }
+
+
+def manifest(sweep: Path, runs: list[str]) -> None:
+    sweep.mkdir(exist_ok=True)
+    record.write_json(
+        sweep / "sweep.json",
+        {"schema_version": 1, "sweep": "demo", "question": "does it?", "scales": SCALES, "runs": runs},
+    )
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    folder = tmp_path / "demo"
+    manifest(folder, ["a", "b", "c", "d"])
+    add_run(folder, "b", config(64), **result(config(64), status="diverged", loss_validation=None))
+    add_run(folder, "a", config(32), **result(config(32)))
+    add_run(folder, "c", config(32, norm="per_head", seed=3))
+    return folder
+
+
+class TestFolder:
+    def test_one_row_a_run_with_derived_scale_and_arm(self, sweep: Path) -> None:
+        table = load(sweep)
+        assert dict(table.schema) == {name: dtype() for name, dtype in COLUMNS.items()}
+        assert table.select("fingerprint", "folder", "scale", "arm", "status").rows() == [
+            ("a", "runs/run-a", "w32", "qk_layernorm=none", "finished"),
+            ("b", "runs/run-b", "w64", "qk_layernorm=none", "diverged"),
+            ("c", "runs/run-c", "w32", "qk_layernorm=per_head", "running"),
+        ]
+
+    def test_running_run_takes_its_identity_from_the_config(self, sweep: Path) -> None:
+        row = load(sweep).filter(fingerprint="c").row(0, named=True)
+        assert (row["n_params"], row["learning_rate"], row["seed"], row["data_seed"]) == (24576, 0.01, 3, 3)
+        assert row["steps"] is None
+        assert row["loss_validation"] is None
+
+    def test_complete_when_every_planned_run_has_a_result(self, sweep: Path) -> None:
+        source = read(sweep)
+        assert not source.complete
+        assert source.sweep == "demo"
+        assert source.warnings == (
+            "2 of 4 planned runs have no result yet and are not counted (not started: 1, running: 1).",
+        )
+        manifest(sweep, ["a", "b"])
+        assert read(sweep).complete
+        assert read(sweep).warnings == ()
+
+    def test_a_sweep_without_runs_is_an_empty_table(self, tmp_path: Path) -> None:
+        manifest(tmp_path, [])
+        assert load(tmp_path).is_empty()
+
+    def test_a_folder_that_is_no_sweep(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match=r"sweep\.json") as caught:
+            load(tmp_path)
+        assert caught.value.key == "source"
+
+    @pytest.mark.parametrize("name", ["summary.json", "config.json"])
+    @pytest.mark.parametrize(
+        "text", ["{", "[]", '{"schema_version": 2}', '{"schema_version": 1}', b"\xff".decode("latin1")]
+    )
+    def test_damaged_run_files_are_named(self, sweep: Path, name: str, text: str) -> None:
+        path = sweep / "runs" / "run-a" / name
+        path.write_text(text)
+        with pytest.raises(InputError, match=name) as caught:
+            load(sweep)
+        assert str(path) in str(caught.value)
+
+    @pytest.mark.parametrize(("key", "value"), [("n_params", "big"), ("status", "happy"), ("seed", 1.5)])
+    def test_fields_of_a_wrong_type_are_named(self, sweep: Path, key: str, value: object) -> None:
+        add_run(sweep, "a", config(), **{**result(config()), key: value})
+        with pytest.raises(InputError, match=f"`{key}`"):
+            load(sweep)
+
+    def test_config_keys_that_are_missing_are_named_as_the_config_has_them(self, sweep: Path) -> None:
+        broken = config()
+        del broken["optimizer"]
+        add_run(sweep, "a", broken)
+        with pytest.raises(InputError, match=r"`optimizer\.learning_rate`"):
+            load(sweep)
+
+    def test_missing_config_and_damaged_manifest(self, sweep: Path) -> None:
+        (sweep / "runs" / "run-a" / "config.json").unlink()
+        with pytest.raises(InputError, match=r"config\.json"):
+            load(sweep)
+        record.write_json(sweep / "sweep.json", {"schema_version": 1})
+        with pytest.raises(InputError, match=r"sweep\.json"):
+            load(sweep)
+
+    def test_one_run_in_two_folders(self, sweep: Path) -> None:
+        (sweep / "runs" / "run-a").rename(sweep / "runs" / "copy-a")
+        add_run(sweep, "a", config(), **result(config()))
+        with pytest.raises(InputError, match="copy-a"):
+            load(sweep)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+class TestCsv:
+    def test_required_columns_only(self, tmp_path: Path) -> None:
+        source = read(write(tmp_path / "t.csv", "learning_rate,n_params,loss\n3e-3,2.4e6,2.5\n\n1e-3,2400000,3\n"))
+        assert (source.sweep, source.complete, source.warnings) == ("t", True, ())
+        assert source.table.select("arm", "scale", "n_params", "learning_rate", "seed", "status").rows() == [
+            ("default", "2.4M", 2_400_000, 0.001, 0, "finished"),
+            ("default", "2.4M", 2_400_000, 0.003, 0, "finished"),
+        ]
+        assert source.table["fingerprint"].is_null().all()
+
+    @pytest.mark.parametrize(
+        ("loss", "initial", "status", "value"),
+        [
+            ("nan", "9", "diverged", None),
+            ("inf", "", "diverged", None),
+            ("", "nan", "diverged", None),
+            ("9.5", "9", "diverged", 9.5),
+            ("9", "9", "finished", 9.0),
+            ("9.5", "", "finished", 9.5),
+        ],
+    )
+    def test_status(self, tmp_path: Path, loss: str, initial: str, status: str, value: float | None) -> None:
+        path = write(tmp_path / "t.csv", f"n_params,learning_rate,loss,loss_initial\n10,1,{loss},{initial}\n")
+        assert load(path).select("status", "loss_validation").row(0) == (status, value)
+
+    def test_optional_columns_byte_order_mark_and_unknown_ones(self, tmp_path: Path) -> None:
+        header = "\ufeffn_params,learning_rate,loss,arm,seed,loss_initial,attention_logit_max,extra,more"
+        source = read(write(tmp_path / "t.csv", f'{header}\n10,1,2,"a, b",7,9,1e5,x,y\n'))
+        row = source.table.row(0, named=True)
+        assert (row["arm"], row["seed"], row["loss_initial"], row["attention_logit_max"]) == ("a, b", 7, 9.0, 1e5)
+        assert source.warnings == ("Columns of t.csv that were not used: extra, more.",)
+
+    @pytest.mark.parametrize(
+        ("line", "key"),
+        [
+            ("x,1,2,0", "n_params"),
+            ("10.5,1,2,0", "n_params"),
+            ("-10,1,2,0", "n_params"),
+            ("0,1,2,0", "n_params"),
+            (",1,2,0", "n_params"),
+            ("inf,1,2,0", "n_params"),
+            ("1e30,1,2,0", "n_params"),
+            ("10,0,2,0", "learning_rate"),
+            ("10,-1,2,0", "learning_rate"),
+            ("10,inf,2,0", "learning_rate"),
+            ("10,nan,2,0", "learning_rate"),
+            ("10,,2,0", "learning_rate"),
+            ("10,fast,2,0", "learning_rate"),
+            ("10,1,low,0", "loss"),
+            ("10,1,2,0.5", "seed"),
+        ],
+    )
+    def test_bad_cells_are_named_by_line(self, tmp_path: Path, line: str, key: str) -> None:
+        path = write(tmp_path / "t.csv", f"n_params,learning_rate,loss,seed\n10,1,2,9\n\n{line}\n")
+        with pytest.raises(InputError, match="line 4") as caught:
+            load(path)
+        assert caught.value.key == key
+
+    def test_duplicates_name_both_lines(self, tmp_path: Path) -> None:
+        path = write(tmp_path / "t.csv", "n_params,learning_rate,loss\n10,0.1,2\n10,1,2\n1e1,1e-1,3\n")
+        with pytest.raises(InputError, match="lines 2 and 4"):
+            load(path)
+
+    @pytest.mark.parametrize(
+        ("content", "match"),
+        [
+            (b"", "empty"),
+            (b"\n", "empty"),
+            (b"n_params,learning_rate,loss\n", "no runs"),
+            (b"n_params,lr,loss\n1,1,1\n", "learning_rate"),
+            (b"n_params,learning_rate,loss\n1,1\n", "line 2"),
+            (b"n_params,learning_rate,loss\n1,1,1,1\n", "line 2"),
+            (b"n_params,learning_rate,loss,loss\n1,1,1,1\n", "twice"),
+            (b"n_params,learning_rate,loss\n\xff,1,1\n", "UTF-8"),
+            (b'n_params,learning_rate,loss\n"1,1,1\n', "CSV"),
+        ],
+    )
+    def test_files_that_are_no_table(self, tmp_path: Path, content: bytes, match: str) -> None:
+        path = tmp_path / "t.csv"
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=match):
+            load(path)
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="does not exist"):
+            load(tmp_path / "none.csv")
+
+
+@pytest.mark.parametrize(
+    ("size", "name"),
+    [(7, "7"), (999, "999"), (24_576, "24.6k"), (2_400_000, "2.4M"), (999_999_999, "1B"), (1_200_000_000, "1.2B")],
+)
+def test_size_name(size: int, name: str) -> None:
+    assert size_name(size) == name
+
+
+@given(st.sets(st.integers(1, 2**63 - 1), min_size=1, max_size=8))
+def test_different_sizes_have_different_names(sizes: set[int]) -> None:
+    assert len(set(size_names(sizes).values())) == len(sizes)
+
+
+def test_table_is_sorted(tmp_path: Path) -> None:
+    lines = [f"{n},{lr},2,{arm}" for n in (20, 3) for lr in (1, 0.1) for arm in "ba"]
+    table = load(write(tmp_path / "t.csv", "n_params,learning_rate,loss,arm\n" + "\n".join(lines)))
+    assert table.equals(table.sort("arm", "n_params", "learning_rate", "seed"))
+    assert json.dumps(table["n_params"].to_list()) == json.dumps([3, 3, 20, 20] * 2)
+    assert isinstance(table, pl.DataFrame)

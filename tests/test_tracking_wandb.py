@@ -1,0 +1,333 @@
+"""Trackers: `Background` shields training from whatever a tracker does; W&B gets the record's numbers, offline."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stability.tracking import tracker as tracker_module
+from stability.tracking.tracker import Background, NoTracker, TrackedRun, Tracker
+
+METHODS = ("start", "log", "finish", "close")
+
+
+def run_of(name: str) -> TrackedRun:
+    return TrackedRun(name, name, "sweep", "train", (), {}, Path(name))
+
+
+class Recorder:
+    """Notes each call; `on` may do something else first at a method of its choice."""
+
+    def __init__(self, **on: Callable[[], Any]) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.threads: set[str] = set()
+        self._on = on
+
+    def _call(self, method: str, *arguments: Any) -> None:
+        self.threads.add(threading.current_thread().name)
+        self.calls.append((method, *arguments))
+        self._on.get(method, lambda: None)()
+
+    def start(self, run: TrackedRun) -> None:
+        self._call("start", run.id)
+
+    def log(self, run_id: str, row: Any) -> None:
+        self._call("log", run_id, row)
+
+    def finish(self, run_id: str, summary: Any) -> None:
+        self._call("finish", run_id, summary)
+
+    def close(self) -> None:
+        self._call("close")
+
+
+def use(tracked: Tracker, run_id: str = "a") -> None:
+    tracked.start(run_of(run_id))
+    tracked.log(run_id, {"step": 0})
+    tracked.log(run_id, {"step": 1})
+    tracked.finish(run_id, {"status": "finished"})
+
+
+EXPECTED = [
+    ("start", "a"),
+    ("log", "a", {"step": 0}),
+    ("log", "a", {"step": 1}),
+    ("finish", "a", {"status": "finished"}),
+    ("close",),
+]
+
+
+@given(steps=st.lists(st.tuples(st.sampled_from("abc"), st.integers()), max_size=40))
+def test_calls_arrive_complete_in_order_and_in_one_other_thread(steps: list[tuple[str, int]]) -> None:
+    recorder, said = Recorder(), []
+    background = Background(recorder, said.append)
+    row: dict[str, float | int | None] = {}
+    for run_id, step in steps:
+        row["step"] = step  # the caller may use its row again
+        background.log(run_id, row)
+    background.close()
+    assert recorder.calls == [*(("log", run_id, {"step": step}) for run_id, step in steps), ("close",)]
+    assert recorder.threads == {"tracker"}
+    assert said == []
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("error", [ValueError("no\nnetwork"), SystemExit(3), KeyboardInterrupt()])
+def test_a_tracker_that_raises_is_said_once_and_left_alone(method: str, error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    recorder, said = Recorder(**{method: fail}), []
+    background = Background(recorder, said.append)
+    use(background)
+    use(background, "b")
+    background.close()
+    background.close()
+    (line,) = said
+    assert "\n" not in line
+    assert "training goes on" in line
+    assert type(error).__name__ in line
+    if method != "close":
+        first = next(i for i, call in enumerate(EXPECTED) if call[0] == method)
+        assert recorder.calls == [*EXPECTED[: first + 1], ("close",)]
+
+
+def test_a_warning_that_fails_goes_no_further() -> None:
+    def refuse(line: str = "") -> None:
+        raise RuntimeError(line)
+
+    background = Background(Recorder(log=refuse), refuse)
+    use(background)
+    background.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "lost"),
+    [
+        ("start", "events not delivered: 4"),
+        ("finish", "events not delivered: 1"),
+        ("close", "its last data may be missing"),
+    ],
+)
+def test_a_tracker_that_hangs_holds_nobody_up(method: str, lost: str) -> None:
+    hung, release = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        hung.set()
+        release.wait(10)
+
+    recorder, said = Recorder(**{method: hang}), []
+    background = Background(recorder, said.append)
+    began = time.perf_counter()
+    use(background)
+    assert time.perf_counter() - began < 0.5
+    closing = threading.Thread(target=background.close, args=(0.2,))
+    closing.start()
+    assert hung.wait(5)
+    closing.join(5)
+    assert time.perf_counter() - began < 2
+    assert said == [f"Tracking did not finish within 0.2 s: {lost}. The plain files are complete."]
+    release.set()
+    background._thread.join(5)
+    # What was waiting stays undelivered: the process is about to end.
+    assert len(recorder.calls) == EXPECTED.index(next(c for c in EXPECTED if c[0] == method)) + 1 + (method != "close")
+    assert recorder.calls[-1] == ("close",)
+
+
+def test_a_tracker_that_lags_too_far_behind_is_given_up() -> None:
+    hung, release = threading.Event(), threading.Event()
+    recorder, said = Recorder(start=lambda: (hung.set(), release.wait(10))), []
+    background = Background(recorder, said.append, queue_limit=50)
+    background.start(run_of("a"))
+    assert hung.wait(5)
+    for step in range(200):
+        background.log("a", {"step": step})
+    assert len(said) == 1
+    assert "50 events wait" in said[0]
+    release.set()
+    background.close()
+    assert recorder.calls == [("start", "a"), ("close",)]
+
+
+def test_nothing_arrives_after_close() -> None:
+    recorder = Recorder()
+    background = Background(recorder, lambda line: None)
+    background.close()
+    use(background)
+    assert recorder.calls == [("close",)]
+
+
+def test_no_tracker_takes_everything() -> None:
+    nothing = NoTracker()
+    use(nothing)
+    nothing.close()
+
+
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from stability.tracking.tracker import Background, TrackedRun
+from stability.tracking.wandb import WandbTracker
+
+imported = sorted({"wandb", "jax"} & set(sys.modules))
+said = []
+tracker = Background(WandbTracker("project", "someone", "auto", Path(sys.argv[1])), said.append)
+names = ["diverged", "failed", "open"]
+for name in names:
+    config = {"model": {"width": 48}, "optimizer": {"learning_rate": 0.01}}
+    tags = ("a" * 80, "", "micro")
+    tracker.start(TrackedRun(name, "the " + name, "my_sweep", "train", tags, config, Path(name)))
+for step in (0, 10):
+    for name in names:
+        tracker.log(name, {"step": step, "tokens": step * 100, "loss/train": 5.5 - step / 100, "loss/validation": None})
+for name in names[:2]:
+    tracker.finish(name, {"status": name, "loss/validation": 2.5})
+tracker.close(30)
+print(json.dumps({"imported": imported, "said": said, "jax": "jax" in sys.modules}))
+"""
+
+
+def environment(home: Path, **more: str) -> dict[str, str]:
+    """Ours, with no W&B setting but `more`, another home and this checkout's code."""
+    home.mkdir(exist_ok=True)
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "NETRC"))}
+    return {**kept, "HOME": str(home), "PYTHONPATH": str(Path(tracker_module.__file__).parents[2]), **more}
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Three runs tracked by the real W&B in a process of their own, with empty home and working folders."""
+    root = tmp_path_factory.mktemp("tracked")
+    (root / "cwd").mkdir()
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", PROGRAM, "../sweep"]
+    done = subprocess.run(
+        command, cwd=root / "cwd", env=environment(root / "home"), capture_output=True, text=True, timeout=120
+    )
+    return root, done
+
+
+def test_wandb_says_nothing_and_is_imported_late(tracked: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    _, done = tracked
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == {"imported": [], "said": [], "jax": False}
+    assert done.returncode == 0
+
+
+def test_wandb_writes_only_under_its_folder(tracked: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    root, _ = tracked
+    assert sorted(path.name for path in root.iterdir()) == ["cwd", "home", "sweep"]
+    assert list((root / "cwd").iterdir()) == []
+    assert list((root / "home").iterdir()) == []
+    assert [path.name for path in (root / "sweep").iterdir()] == ["wandb"]
+
+
+def inspect(root: Path, run_id: str) -> list[dict[str, Any]]:
+    """The records of a run's offline file, as W&B's own reader tells them."""
+    (file,) = (root / "sweep").rglob(f"run-{run_id}.wandb")
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    read = subprocess.run(command, env=environment(root / "home"), capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in read.stdout.splitlines()]
+
+
+def test_wandb_has_the_numbers_of_the_record(tracked: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    records = inspect(tracked[0], "diverged")
+    first, *_, last = [record["run"] for record in records if record["type"] == "run"]
+    assert (first["run_id"], first["display_name"]) == ("diverged", "the diverged")
+    assert (first["run_group"], first["job_type"]) == ("my_sweep", "train")
+    assert (first["project"], first["entity"]) == ("project", "someone")
+    assert first["tags"] == ["a" * 64, "micro"]
+    assert last["tags"] == ["a" * 64, "micro", "diverged"]
+    config = first["config"]["update"]
+    assert config["model"] == {"width": 48}
+    assert config["optimizer"] == {"learning_rate": 0.01}
+    rows = [record["history"]["item"] for record in records if record["type"] == "history"]
+    ours = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+    assert ours == [
+        {"step": 0, "tokens": 0, "loss/train": 5.5},
+        {"step": 10, "tokens": 1000, "loss/train": 5.4},
+    ]
+    metrics = [record["metric"] for record in records if record["type"] == "metric"]
+    assert [metric.get("name") or (metric["glob_name"], metric["step_metric"]) for metric in metrics] == [
+        "step",
+        "tokens",
+        ("*", "step"),
+    ]
+    summaries = [record["summary"]["update"] for record in records if record["type"] == "summary"]
+    assert {"status": "diverged", "loss/validation": 2.5} in summaries
+    assert records[-1]["exit"] == {"exit_code": 0}
+
+
+@pytest.mark.parametrize("run_id", ["failed", "open"])
+def test_wandb_marks_a_run_without_a_result_as_failed(
+    run_id: str, tracked: tuple[Path, subprocess.CompletedProcess[str]]
+) -> None:
+    assert inspect(tracked[0], run_id)[-1]["exit"] == {"exit_code": 1}
+
+
+MODES = """
+import json, os, sys
+import wandb
+from stability.tracking.wandb import resolve_mode
+from stability.errors import InputError
+
+before = dict(os.environ)
+for mode, variables in json.loads(sys.argv[1]):
+    os.environ.clear()
+    os.environ.update(before | variables)
+    try:
+        print(resolve_mode(mode))
+    except InputError as error:
+        print(error)
+    wandb.teardown()
+"""
+KEY = {"WANDB_API_KEY": "0" * 40}
+SERVER = "http://localhost:1"  # never asked: finding a key sends nothing
+OFFLINE_BY_SETTING = {"WANDB_CONFIG_DIR": "offline_by_setting"}
+MODE_CASES: list[tuple[str, dict[str, str], str]] = [
+    ("auto", {}, "offline"),
+    ("auto", KEY, "online"),
+    ("auto", {"NETRC": "netrc", "WANDB_BASE_URL": SERVER}, "online"),
+    ("auto", {"NETRC": "netrc"}, "offline"),
+    ("auto", {**KEY, "WANDB_MODE": "offline"}, "offline"),
+    ("auto", {**KEY, "WANDB_MODE": "dryrun"}, "offline"),
+    ("auto", {"WANDB_MODE": "disabled"}, "disabled"),
+    ("auto", {**KEY, **OFFLINE_BY_SETTING}, "offline"),
+    ("offline", {**KEY, "WANDB_MODE": "online"}, "offline"),
+    ("online", {**KEY, "WANDB_MODE": "offline"}, "online"),
+    ("auto", {"WANDB_MODE": "online"}, "WANDB_MODE=online: no W&B API key is configured. "),
+    ("online", {}, "tracking.mode=online: no W&B API key is configured. Run `wandb login`"),
+]
+
+
+def test_the_mode_is_what_wandb_is_set_up_for(tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text(f"machine localhost:1 login user password {'0' * 40}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    (tmp_path / "offline_by_setting").mkdir()
+    (tmp_path / "offline_by_setting" / "settings").write_text("[default]\nmode = offline\n")
+    cases = json.dumps([case[:2] for case in MODE_CASES])
+    env = environment(tmp_path / "home", WANDB_CACHE_DIR=str(tmp_path / "cache"))
+    done = subprocess.run(
+        [sys.executable, "-c", MODES, cases], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
+    )
+    assert done.stderr == ""
+    found = done.stdout.splitlines()
+    assert [line[: len(case[2])] for line, case in zip(found, MODE_CASES, strict=True)] == [c[2] for c in MODE_CASES]
+
+
+def test_wandb_disabled_is_never_imported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from stability.tracking.wandb import WandbTracker
+
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    tracker = WandbTracker("project", None, "disabled", tmp_path / "sweep")
+    use(tracker)
+    tracker.close()
+    assert list(tmp_path.iterdir()) == []
