@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -85,8 +86,12 @@ def run_hydra(config_name: str, task: Callable[..., Any]) -> int:
     main = hydra.main(version_base="1.3", config_path=str(config_folders().conf), config_name=config_name)(keeping_code)
     try:
         main()
-    except (InputError, HydraException, OmegaConfBaseException) as error:
+    except InputError as error:
         return report(error)
+    except (HydraException, OmegaConfBaseException) as error:
+        return report(_in_our_words(error, sys.argv[1:]))
+    except SystemExit as exit_:  # how Hydra ends after --help and the like
+        return int(exit_.code or 0)
     except KeyboardInterrupt:
         print("\nStopped at once. The same command goes on from the last checkpoints.", file=sys.stderr)
         return 130
@@ -105,6 +110,8 @@ def report(error: Exception) -> int:
 
 def _paragraph(error: Exception) -> str:
     """The messages of an error and its causes on one line, without what Hydra says for programmers only."""
+    if isinstance(error, InputError):
+        return str(error)
     parts: list[str] = []
     cause: BaseException | None = error
     while cause is not None:
@@ -112,5 +119,27 @@ def _paragraph(error: Exception) -> str:
         text = " ".join(line for line in lines if line and not line.startswith(("full_key:", "object_type=")))
         if text and text not in parts:
             parts.append(text)
-        cause = cause.__cause__ if not isinstance(cause, InputError) else None
+        cause = cause.__cause__
     return ". ".join(part.rstrip(".") for part in parts) + "."
+
+
+def _in_our_words(error: Exception, arguments: list[str]) -> Exception:
+    """Hydra's two commonest errors, an unknown choice and an unknown key, with the key, the value and the fix."""
+    from hydra.errors import MissingConfigException
+
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, name = error.missing_cfg_file.rpartition("/")
+        options = ", ".join(error.options or []) or "none"
+        folders = f"{config_folders().sweeps}, {config_folders().conf}, and sweeps/ and conf/ in {Path.cwd()}"
+        return InputError(group, name, f"there is no such {group}", f"Choose one of: {options} (looked in {folders}).")
+    if match := re.match(r"Could not override '([^']+)'", str(error)):
+        from stability.config import RunConfig
+        from stability.launching.grid import EXECUTION_KEYS, SELECTION_KEYS
+        from stability.typed import unknown_key
+
+        key = match[1]
+        value = next((word.split("=", 1)[1] for word in arguments if word.lstrip("+~").startswith(f"{key}=")), "")
+        if "append to your default list" in str(error):
+            return InputError(key, value, "stands in no defaults list, so it has to be added", f"Use +{key}={value}")
+        return unknown_key(RunConfig, key, value, also=(*EXECUTION_KEYS, *SELECTION_KEYS))
+    return error

@@ -68,8 +68,9 @@ def unknown_key(cls: type[Any], key: str, value: object, also: Sequence[str] = (
     """The error for a key that nothing reads, with the nearest keys that exist in the config class and in `also`."""
     known = [name for name, _ in _dotted_fields(cls)] + list(also)
     parent, _, last = key.rpartition(".")
+    lasts = {name.rsplit(".", 1)[-1]: name for name in known}
     near = [name for name in known if name.rsplit(".", 1)[-1] == last]
-    near += [name for name in difflib.get_close_matches(key, known, n=3, cutoff=0.8) if name not in near]
+    near += [lasts[one] for one in difflib.get_close_matches(last, lasts, n=3, cutoff=0.7) if lasts[one] not in near]
     siblings = [name for name in known if parent and name.startswith(f"{parent}.")]
     if near:
         fix = f"Did you mean {' or '.join(near[:3])}?"

@@ -36,7 +36,7 @@ class Request:
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What the user overrode: axes (`seed=0,1`), and fixed keys (`training.steps=50`), which end an axis of their name."""
+    """What the user overrode: axes (`seed=0,1`) and fixed keys (`training.steps=50`); both end a grid's own axis."""
 
     axes: Axes
     fixed: frozenset[str]

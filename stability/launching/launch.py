@@ -1,6 +1,7 @@
 """Check everything, then train what is unfinished, then analyse: the one path from a request to results."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -19,7 +20,7 @@ from stability.launching.work import text_of, train_runs
 from stability.tracking.console import Console, duration
 from stability.tracking.record import TERMINAL
 from stability.tracking.tracker import Background, NoTracker
-from stability.tracking.wandb import WandbTracker
+from stability.tracking.wandb import WandbTracker, resolve_mode
 from stability.training.lanes import Programs, Strategy
 from stability.training.loop import Interrupted
 
@@ -36,10 +37,12 @@ def launch(request: Request) -> int:
     Raises:
         InputError: something in the request cannot be; nothing has been written.
     """
+    tracking = request.execution.tracking
+    if tracking.name == "wandb" and tracking.mode == "online":
+        resolve_mode(tracking.mode)  # refuses, now rather than in mid-training, to be online without a key
     corpus, configs = _resolved(request)
     runs = plan_runs(configs, request.ladder.scales)
-    sweep = request.sweep or f"run_{runs[0].fingerprint[:8]}"
-    path = Path(request.execution.output_dir or f"{RESULTS}/{sweep}").expanduser()
+    sweep, path = _name_and_folder(request, runs)
     parts = split(corpus.tokens)
     for run in {(c.training.sequence_length, c.training.batch_size): c for c in configs}.values():
         text_of(parts, run)
@@ -54,6 +57,16 @@ def launch(request: Request) -> int:
         print("\n" + format_table(analyze(path, path)))
         print(f"\nResults: {path}   (summary.json, analysis/, runs/)")
     return code
+
+
+def _name_and_folder(request: Request, runs: Sequence[PlannedRun]) -> tuple[str, Path]:
+    """A sweep is named by its file; a command without one by its folder, or by its first run."""
+    given = request.execution.output_dir
+    if given is None:
+        name = request.sweep or f"run_{runs[0].fingerprint[:8]}"
+        return name, Path(RESULTS) / name
+    path = Path(given).expanduser()
+    return request.sweep or path.absolute().name, path
 
 
 def _resolved(request: Request) -> tuple[Corpus, tuple[RunConfig, ...]]:

@@ -111,7 +111,7 @@ def observe_attention(
 
     attention_logit/max, abs_max: of the scaled, causally masked logits before the softmax (signed; absolute);
     attention_entropy: mean over queries, in nats;
-    query_rms, key_rms: over positions and head dim, `before_norm` and `after_norm` (after the rotation, which keeps it);
+    query_rms, key_rms: over positions and head dim, `before_norm` and `after_norm` (and after the rotation: it keeps it);
     query_key_cosine: mean over the causal pairs of the cosine of query and key as they enter the product.
     """
     batch, _, time, _ = dot_BxHxTxT.shape

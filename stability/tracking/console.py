@@ -92,6 +92,9 @@ class Console:
         self._share[fingerprint] = 1.0
         self.done += 1
         self._said = time.perf_counter()
+        if summary["status"] == "failed":
+            self.say(f"{self._count()} {title:<44} failed: {summary['error']}")
+            return
         self.say(
             f"{self._count()} {title:<44} {summary['status']:<9} loss {number(summary.get('loss_validation')):>7}  "
             f"max logit {number(summary.get('attention_logit_max')):>8}  {duration(seconds):>6}  {self._left()}"

@@ -36,7 +36,8 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, with the shapes, types and placement of `like` (abstract or real)."""
         restored = self._manager.restore(step, args=ocp.args.StandardRestore(_plain(like)))
-        return jax.tree.unflatten(jax.tree.structure(like), jax.tree.leaves(restored))  # type: ignore[no-any-return]
+        optimizer = jax.tree.unflatten(jax.tree.structure(like.optimizer), restored["optimizer"])
+        return TrainState(**{**restored, "optimizer": optimizer})
 
     def close(self) -> None:
         """Wait until everything is on disk."""

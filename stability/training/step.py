@@ -77,7 +77,7 @@ def step(
         return losses.total, (losses, observations | when(observe, observe_output_logits, logits))
 
     gradients, (losses, observations) = jax.grad(objective, has_aux=True)(state.parameters)
-    gradient_norm = optax.global_norm(gradients)
+    gradient_norm = optax.tree.norm(gradients)
     updates, optimizer = direction(config.optimizer).update(gradients, state.optimizer)
     parameters = apply_update(config, state.parameters, updates, state.step)
 

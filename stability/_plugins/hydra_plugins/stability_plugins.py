@@ -11,6 +11,7 @@ from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, RunMode, TaskFunction
@@ -90,9 +91,10 @@ def _plain(config: DictConfig) -> Mapping[str, Any]:
 def _sweep_values(override: Override) -> list[Any]:
     try:
         values = list(override.sweep_iterator())
-    except Exception as error:
+    except HydraException as error:
+        problem = "is a sweep without a list of values"
         raise InputError(
-            override.key_or_group, override.input_line, str(error), "List the values: KEY=A,B,C."
+            override.key_or_group, override.get_value_string(), problem, "List them: KEY=A,B,C."
         ) from error
     return [value.text if isinstance(value, QuotedString) else value for value in values]
 

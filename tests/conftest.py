@@ -1,0 +1,58 @@
+"""What tests share: the command line, run inside this process, and a sweep small enough to train in a second."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import pytest
+
+TINY = (
+    "model.width=16 model.depth=1 model.head_dim=8 training.batch_size=4 training.sequence_length=16 "
+    "training.steps=30 training.validation_sequences=16 tracking=files"
+).split()
+"""Overrides that make any run of the defaults cost milliseconds."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what XLA compiles for the whole session: most tests train the same few programs."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Run `python -m stability.run ARGUMENTS` in this process, in an empty working directory."""
+    from stability.run import main
+
+    monkeypatch.setenv("STABILITY_NO_REEXECUTION", "1")
+    monkeypatch.delenv("STABILITY_TRACEBACK", raising=False)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["stability.run", *arguments])
+        monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "stability.run", *arguments])
+        capsys.readouterr()
+        code = main()
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
