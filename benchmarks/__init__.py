@@ -1,1 +1,1 @@
-"""Benchmarks, each a command: `python -m benchmarks.NAME`. Medians of interleaved rounds; absolute times mean little."""
+"""Benchmarks, each a command: `python -m benchmarks.NAME`. Medians of interleaved rounds; absolute times say little."""

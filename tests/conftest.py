@@ -8,10 +8,16 @@ from pathlib import Path
 import jax
 import pytest
 
-TINY = (
-    "model.width=16 model.depth=1 model.head_dim=8 training.batch_size=4 training.sequence_length=16 "
-    "training.steps=30 training.validation_sequences=16 tracking=files"
-).split()
+TINY = [
+    "model.width=16",
+    "model.depth=1",
+    "model.head_dim=8",
+    "training.batch_size=4",
+    "training.sequence_length=16",
+    "training.steps=30",
+    "training.validation_sequences=16",
+    "tracking=files",
+]
 """Overrides that make any run of the defaults cost milliseconds."""
 
 

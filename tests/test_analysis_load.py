@@ -1,6 +1,7 @@
 """Records and CSV files become one table, or an InputError that says what to mend."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,8 @@ class TestFolder:
             "2 of 4 planned runs have no result yet and are not counted (not started: 1, running: 1).",
         )
         manifest(sweep, ["a", "b"])
+        assert not read(sweep).complete, "a run that an earlier command left unfinished counts"
+        shutil.rmtree(sweep / "runs" / "run-c")
         assert read(sweep).complete
         assert read(sweep).warnings == ()
 

@@ -162,3 +162,48 @@ def test_a_wheel_carries_its_configs(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
     assert "6 programs" in process.stdout
     assert not list(work.iterdir())
+
+
+def test_analyze_reads_a_csv(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from stability.analyze import main
+
+    monkeypatch.chdir(tmp_path)
+    rows = [(1e6, 0.01, 2.0), (1e6, 0.1, 3.0), (4e6, 0.01, 1.5), (4e6, 0.1, 4.0)]
+    (tmp_path / "t.csv").write_text("n_params,learning_rate,loss\n" + "".join(f"{n},{lr},{x}\n" for n, lr, x in rows))
+    assert main(["source=t.csv", "output_dir=out"]) == 0
+    assert "1.250" in capsys.readouterr().out
+    assert (tmp_path / "out" / "summary.json").exists()
+    assert (tmp_path / "out" / "analysis" / "loss_by_learning_rate.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ("source=nowhere", "source=nowhere"),
+        ("output_dir=x", "source="),
+        ("results/x", "source=results/x"),
+        ("source=t.csv unstable_excess=-1", "unstable_excess=-1"),
+        ("source=t.csv colour=red", "colour=red"),
+    ],
+)
+def test_analyze_refuses_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: str, named: str
+) -> None:
+    from stability.analyze import main
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("n_params,learning_rate,loss\n1e6,0.1,2\n")
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert named in error
+    assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
+
+
+def test_status_refuses_what_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from stability.status import main
+
+    assert main([str(tmp_path)]) == 2
+    assert f"folder={tmp_path}" in capsys.readouterr().err

@@ -174,9 +174,11 @@ def _read_folder(path: Path) -> Source:
     rows = [
         _folder_row(run, arm, scale_name(run.flat, manifest.scales), path) for run, arm in zip(runs, arms, strict=True)
     ]
-    status = {run.summary.fingerprint: run.summary.status for run in runs}
-    pending = [fingerprint for fingerprint in manifest.runs if status.get(fingerprint) not in record.TERMINAL]
-    return Source(_table(rows), manifest.sweep, not pending, tuple(_pending_warning(manifest.runs, pending, status)))
+    status: dict[str, str] = {run.summary.fingerprint: run.summary.status for run in runs}
+    planned = list(dict.fromkeys([*manifest.runs, *status]))
+    pending = [fingerprint for fingerprint in planned if status.get(fingerprint) not in record.TERMINAL]
+    warnings = [*_pending_warning(planned, pending, status), *_mixture_warnings(runs)]
+    return Source(_table(rows), manifest.sweep, not pending, tuple(warnings))
 
 
 def _read_run(folder: Path) -> _Run:
@@ -240,6 +242,20 @@ def _pending_warning(planned: Sequence[str], pending: Sequence[str], status: Map
         counts = Counter(status.get(fingerprint, "not started") for fingerprint in pending)
         states = ", ".join(f"{state}: {count}" for state, count in sorted(counts.items()))
         yield f"{len(pending)} of {len(planned)} planned runs have no result yet and are not counted ({states})."
+
+
+_SAME_OVER_RUNS = ("device", "backend", "lanes", "versions.jax", "versions.stability")
+"""What changes rounding at least: near the stability edge, that can change a result."""
+
+
+def _mixture_warnings(runs: Sequence[_Run]) -> Iterator[str]:
+    """One warning for each thing outside the fingerprint that differs between starts and may show in a curve."""
+    paths = [run.folder / "provenance.json" for run in runs]
+    starts = [record.flatten(start) for path in paths if path.exists() for start in _content(path).get("starts", [])]
+    for key in _SAME_OVER_RUNS:
+        values = sorted({str(start[key]) for start in starts if key in start})
+        if len(values) > 1:
+            yield f"The runs mix {key}: {', '.join(values)}. Differences near the stability edge may come from that."
 
 
 # --- a CSV file -----------------------------------------------------------------------------------------------------

@@ -107,11 +107,11 @@ def observe_attention(
     dot_BxHxTxT: Float[Array, "B H T T"],
     weight_BxHxTxT: Float[Array, "B H T T"],
 ) -> Observations:
-    """What SCIENCE asks of one block's attention, one value a head, over batch, queries and the keys they may see.
+    """How one block's attention stands, one value a head, over batch, queries and the keys that each may see.
 
     attention_logit/max, abs_max: of the scaled, causally masked logits before the softmax (signed; absolute);
     attention_entropy: mean over queries, in nats;
-    query_rms, key_rms: over positions and head dim, `before_norm` and `after_norm` (and after the rotation: it keeps it);
+    query_rms, key_rms: over positions and head dim, `before_norm` and `after_norm` (rotation keeps the latter);
     query_key_cosine: mean over the causal pairs of the cosine of query and key as they enter the product.
     """
     batch, _, time, _ = dot_BxHxTxT.shape

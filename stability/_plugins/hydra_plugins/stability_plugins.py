@@ -57,10 +57,14 @@ class StabilitySweeper(Sweeper):
         """Build the request that the command line asks for and hand it to the task function."""
         overrides = OverridesParser.create(config_loader=self._loader).parse_overrides(arguments)
         groups = set(self._loader.list_groups("")) - {"hydra"}
-        axes, fixed = {}, []
-        for override in overrides:
+        axes: dict[str, list[Any]] = {}
+        fixed: list[Override] = []
+        for override in overrides:  # of two for the same key the later holds
+            key = override.key_or_group
+            axes.pop(key, None)
             if override.is_sweep_override():
-                axes[override.key_or_group] = _sweep_values(override)
+                fixed = [other for other in fixed if other.key_or_group != key]
+                axes[key] = _sweep_values(override)
             else:
                 fixed.append(override)
         names = self._config.hydra.runtime.choices.get("sweep")
