@@ -189,9 +189,8 @@ def test_the_fingerprint_of_a_known_run_stays_what_it_was() -> None:
         seed=1,
     )
     assert (FINGERPRINT_VERSION, fingerprint(config)) == (1, "4d8064f8fd9d3487"), (
-        "Every run has another identity than before: runs already recorded would be trained again, and resumed by none. "
-        "If that is meant, raise FINGERPRINT_VERSION in stability/config.py, write both new values here, and say so in "
-        "the changelog."
+        "Every run has another identity than before: what is recorded already would be trained again. If it is meant, "
+        "raise FINGERPRINT_VERSION in stability/config.py, write both new values here, and say so in the changelog."
     )
 
 

@@ -4,8 +4,10 @@ Files are found by globbing, so that a new intervention is under test without a 
 comes later than the third step says so in its header: `# Effect by step: 20`.
 """
 
+import functools
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -38,33 +40,34 @@ TINY = [
 ]
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (CAPACITY, 2, 9), dtype=np.int32)
 
-# One executable for each structure, whatever the number of steps: what differs below is never the program.
-start, forward = jax.jit(initial_state), jax.jit(advance)
-start_lanes = jax.jit(jax.vmap(initial_state))
-forward_lanes = jax.jit(jax.vmap(advance, in_axes=(0, 0, None, None, None)))
+# One executable for each structure, whatever the number of steps: what differs below is never the program. LLVM does
+# without its optimisations, which take longer than these few steps.
+QUICKLY = {"xla_backend_optimization_level": 0}
+start = jax.jit(initial_state, compiler_options=QUICKLY)
+forward = jax.jit(advance, compiler_options=QUICKLY)
+start_lanes = jax.jit(jax.vmap(initial_state), compiler_options=QUICKLY)
+forward_lanes = jax.jit(jax.vmap(advance, in_axes=(0, 0, None, None, None)), compiler_options=QUICKLY)
 
 
-@pytest.fixture
-def compose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+@functools.cache
+def compose(*arguments: str) -> Request:
     """The request that `python -m stability.run ARGUMENTS` would launch, by the same path but for the launch."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(sys, "path", list(sys.path))
-
-    def composed(*arguments: str) -> Request:
-        defaults = to_mapping(from_mapping(RunConfig, {}))
-        ConfigStore.instance().store(name="run_defaults", node=defaults, provider="stability")
-        monkeypatch.setattr(sys, "argv", ["stability-run", *arguments])
-        requests: list[Request] = []
+    requests: list[Request] = []
+    defaults = to_mapping(from_mapping(RunConfig, {}))
+    ConfigStore.instance().store(name="run_defaults", node=defaults, provider="stability")
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as empty:
+        patch.chdir(empty)
+        patch.setenv("HYDRA_FULL_ERROR", "1")  # `run_hydra` sets it, and this puts it back
+        patch.setattr(sys, "path", list(sys.path))
+        patch.setattr(sys, "argv", ["stability-run", *arguments])
         assert run_hydra("run", lambda request: requests.append(request) or 0) == 0
-        (request,) = requests
-        return request
-
-    return composed
+        assert not list(Path(empty).iterdir())
+    (request,) = requests
+    return request
 
 
 @pytest.fixture
-def pair(compose: Any, request: pytest.FixtureRequest) -> tuple[RunConfig, RunConfig]:
+def pair(request: pytest.FixtureRequest) -> tuple[RunConfig, RunConfig]:
     """A tiny baseline and the same run with the intervention, both resolved."""
     (baseline,) = compose(*TINY).configs
     (changed,) = compose(*TINY, f"+intervention={request.param}").configs
@@ -157,12 +160,12 @@ def test_in_a_lane_it_trains_as_it_does_alone(pair: tuple[RunConfig, RunConfig])
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
-def test_interventions_combine(compose: Any) -> None:
+def test_interventions_combine() -> None:
     (config,) = compose("+intervention=[z_loss_none,weight_decay_none]").configs
     assert (config.loss.z_loss, config.optimizer.weight_decay) == (0.0, 0.0)
 
 
-def test_interventions_are_an_axis_and_a_command_line_value_goes_over_them(compose: Any) -> None:
+def test_interventions_are_an_axis_and_a_command_line_value_goes_over_them() -> None:
     configs = compose("+intervention=z_loss_none,warmup_none", "optimizer.learning_rate=0.1,0.2").configs
     assert [(c.loss.z_loss, c.schedule.warmup_steps, c.optimizer.learning_rate) for c in configs] == [
         (0.0, None, 0.1),
@@ -175,7 +178,7 @@ def test_interventions_are_an_axis_and_a_command_line_value_goes_over_them(compo
 
 
 @pytest.mark.parametrize("name", SWEEP_NAMES)
-def test_a_sweep_composes_asks_a_question_and_explains_itself(compose: Any, name: str) -> None:
+def test_a_sweep_composes_asks_a_question_and_explains_itself(name: str) -> None:
     request = compose(f"+sweep={name}")
     assert request.sweep == name
     assert request.question.endswith("?")

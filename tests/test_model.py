@@ -156,7 +156,8 @@ def test_signed_and_absolute_maximum_differ_somewhere(per_head: Case) -> None:
 def test_observing_changes_nothing_and_not_observing_measures_nothing(case: Case) -> None:
     observed, quiet = case.run(observe=True), case.run(observe=False)
     assert all(np.all(np.asarray(value) == 0) for value in quiet.seen.values())
-    for one, other in zip(jax.tree.leaves(observed._replace(seen={})), jax.tree.leaves(quiet._replace(seen={}))):
+    trees = (jax.tree.leaves(measured._replace(seen={})) for measured in (observed, quiet))
+    for one, other in zip(*trees, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -174,7 +175,7 @@ def test_order_of_the_batch_does_not_matter(case: Case) -> None:
     one, other = case.run(TOKENS), case.run(TOKENS[order])
     close(other.logits.reshape(BATCH, TIME, -1), np.asarray(one.logits).reshape(BATCH, TIME, -1)[order], 1e-6)
     assert float(one.losses.total) == pytest.approx(float(other.losses.total), rel=1e-6)
-    for a, b in zip(jax.tree.leaves(one.gradients), jax.tree.leaves(other.gradients)):
+    for a, b in zip(jax.tree.leaves(one.gradients), jax.tree.leaves(other.gradients), strict=True):
         close(a, b)
 
 
@@ -210,7 +211,8 @@ def test_bfloat16_computes_roughly_the_same_and_keeps_float32_where_it_must(per_
     rough, exact = Case(config, per_head.parameters).run(observe=True), per_head.run(observe=True)
     assert {x.dtype for x in jax.tree.leaves(rough)} == {jnp.dtype("float32")}
     difference = reference.rms(np.asarray(rough.logits) - np.asarray(exact.logits)) / reference.rms(exact.logits)
-    assert 1e-4 < difference < 0.03  # rounding is 2^-9 = 2e-3 at each step: above zero, so it really computed in bfloat16
+    # A rounding is 2^-9 = 2e-3 of a value; no difference at all would mean that nothing was computed in bfloat16.
+    assert 1e-4 < difference < 0.03
     assert float(rough.losses.cross_entropy) == pytest.approx(float(exact.losses.cross_entropy), rel=0.02)
     for name, value in exact.seen.items():
         np.testing.assert_allclose(rough.seen[name], value, rtol=0.1, atol=0.05, err_msg=name)
@@ -268,7 +270,7 @@ def test_every_tensor_has_its_role(fresh: Fresh) -> None:
 
 
 def test_matrices_start_with_their_standard_deviation_and_gains_at_one(fresh: Fresh) -> None:
-    """std = 1/sqrt(fan-in), the embedding's 1/sqrt(width); n draws give it to within std/sqrt(2n), the mean std/sqrt(n)."""
+    """1/sqrt(fan-in), the embedding's 1/sqrt(width); n draws scatter it by std/sqrt(2n), the mean by std/sqrt(n)."""
     for path, value in fresh.draw(0).items():
         if path.endswith("gain"):
             np.testing.assert_array_equal(value, 1.0)
@@ -279,7 +281,7 @@ def test_matrices_start_with_their_standard_deviation_and_gains_at_one(fresh: Fr
 
 
 def test_all_matrices_but_the_embedding_are_cut_at_two_sigma(fresh: Fresh) -> None:
-    """Two sigma of the normal before the cut, which the correction stretches to 2 / 0.8796 = 2.27 of the std after it."""
+    """Two sigma of the normal before the cut: the correction makes that 2 / 0.8796 = 2.27 of the std after it."""
     for path, value in fresh.draw(0).items():
         if path.endswith("gain"):
             continue
@@ -325,8 +327,17 @@ def test_n_params_counts_all_matrices_but_embedding_and_head(changes: dict[str, 
 
 @pytest.mark.parametrize(
     ("width", "depth", "published"),
-    [(256, 3, 2.4e6), (512, 3, 9.4e6), (512, 6, 1.9e7), (768, 6, 4.2e7), (768, 12, 8.5e7), (1024, 12, 1.5e8)]
-    + [(1024, 24, 3.0e8), (2048, 24, 1.2e9), (4096, 24, 4.8e9)],
+    [
+        (256, 3, 2.4e6),
+        (512, 3, 9.4e6),
+        (512, 6, 1.9e7),
+        (768, 6, 4.2e7),
+        (768, 12, 8.5e7),
+        (1024, 12, 1.5e8),
+        (1024, 24, 3.0e8),
+        (2048, 24, 1.2e9),
+        (4096, 24, 4.8e9),
+    ],
 )
 def test_n_params_is_the_paper_s_n(width: int, depth: int, published: float) -> None:
     """N of arXiv 2309.14322, to two digits; its widths and depths are partly inferred."""

@@ -158,7 +158,7 @@ def test_observation_is_passive(command: Command) -> None:
         assert command(*TINY, f"training.observe_every={every}", f"output_dir={folder}").code == 0
         rows = next(iter(stories(folder).values()))
         ends.append((rows[0], rows[-2], rows[-1]))
-        ends[-1][1].pop("loss/train_max_since_last")
+        ends[-1][1].pop("loss/train_recent_max")
     assert ends[0] == ends[1] == ends[2]
 
 

@@ -32,7 +32,7 @@ def training_row(
     observations: dict[str, np.ndarray] | None,
     seconds_per_step: float,
 ) -> Row:
-    """The row of step `start + last`: its own numbers, and the highest loss since `start`.
+    """The row of step `start + last`: its own numbers, and the highest loss of its dispatch so far.
 
     Args:
         training: the run's training config.
@@ -48,7 +48,7 @@ def training_row(
         "tokens": step * training.tokens_per_step,
         "loss/train": float(metrics.cross_entropy[last]),
         "loss/train_with_z_loss": float(metrics.loss[last]),
-        "loss/train_max_since_last": float(np.max(metrics.cross_entropy[: last + 1])),
+        "loss/train_recent_max": float(np.max(metrics.cross_entropy[: last + 1])),
         "optimizer/gradient_norm": float(metrics.gradient_norm[last]),
         "optimizer/learning_rate": float(metrics.learning_rate[last]),
         "speed/tokens_per_second": training.tokens_per_step / max(seconds_per_step, 1e-9),
