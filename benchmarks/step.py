@@ -3,7 +3,8 @@
     python -m benchmarks.step [--rounds 15] [--output benchmarks/results/FILE.json]
 
 The arms are interleaved: each round times every scale quiet, and observed at every 10th step, in turn. FLOPs are those
-of `stability.launching.plan.flops_per_token`; the peak is the best of a few square float32 products through the same XLA.
+of `stability.launching.plan.flops_per_token`; the peak is the best of a few
+square float32 products through the same XLA.
 """
 
 import argparse

@@ -22,12 +22,11 @@ import jax
 import numpy as np
 from pydantic import ConfigDict
 
+from stability.arms import WARMUP_FRACTION
 from stability.errors import InputError
 from stability.typed import Count, Fraction, NonNegative, Positive, Seed, Steps
 
 FINGERPRINT_VERSION = 1
-WARMUP_FRACTION = 0.05
-"""Share of the steps that warm-up takes where `schedule.warmup_steps` is null: 5e3 of 1e5 in the paper."""
 
 Role = Literal["embedding", "query", "key", "value", "attention_output", "mlp_in", "mlp_out", "head", "gain"]
 """What a parameter is for. Initialisation, optimizer and sharding read roles and never match names."""

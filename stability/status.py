@@ -46,7 +46,8 @@ def _status(folder: Path) -> int:
     print(f"{manifest['sweep']}: {', '.join(parts) or 'nothing planned'}")
     complete = not missing and not counts.keys() - {"finished", "diverged"}
     if not complete:
-        print(f"To go on: {manifest['commands'][-1]['command']}")
+        commands = dict.fromkeys(entry["command"] for entry in manifest["commands"])
+        print("To go on:" + "".join(f"\n  {command}" for command in commands))
     return 0 if complete else 1
 
 

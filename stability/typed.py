@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BeforeValidator, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from stability.errors import InputError
@@ -18,19 +18,28 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _no_sign_of_zero(value: float) -> float:
+    """-0.0 and 0.0 are one setting, with one fingerprint."""
+    return value + 0.0
+
+
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("is a boolean where a number is wanted")
     return value
 
 
-Number = Annotated[float, BeforeValidator(_no_bool), FieldInfo(allow_inf_nan=False)]
-Positive = Annotated[Number, Gt(0)]
+FLOAT32_TINY, FLOAT32_MAX, INT32_MAX = 1.1754944e-38, 3.4028235e38, 2**31 - 1
+"""What the program's numbers can hold: below the first, float32 is 0 on most devices."""
+Number = Annotated[
+    float, BeforeValidator(_no_bool), AfterValidator(_no_sign_of_zero), FieldInfo(allow_inf_nan=False), Le(FLOAT32_MAX)
+]
+Positive = Annotated[Number, Gt(0), Ge(FLOAT32_TINY)]
 NonNegative = Annotated[Number, Ge(0)]
 Fraction = Annotated[Number, Ge(0), Lt(1)]
 Whole = Annotated[int, Strict(), BeforeValidator(_whole)]
-Count = Annotated[Whole, Ge(1)]
-Steps = Annotated[Whole, Ge(0)]
+Count = Annotated[Whole, Ge(1), Le(INT32_MAX)]
+Steps = Annotated[Whole, Ge(0), Le(INT32_MAX)]
 Seed = Annotated[Whole, Ge(0), Le(2**32 - 1)]
 
 
@@ -66,7 +75,7 @@ def _input_error(cls: type[Any], error: ValidationError) -> InputError:
 
 def unknown_key(cls: type[Any], key: str, value: object, also: Sequence[str] = ()) -> InputError:
     """The error for a key that nothing reads, with the nearest keys that exist in the config class and in `also`."""
-    known = [name for name, _ in _dotted_fields(cls)] + list(also)
+    known = [name for name, _ in dotted_fields(cls)] + list(also)
     parent, _, last = key.rpartition(".")
     lasts = {name.rsplit(".", 1)[-1]: name for name in known}
     near = [name for name in known if name.rsplit(".", 1)[-1] == last]
@@ -81,12 +90,13 @@ def unknown_key(cls: type[Any], key: str, value: object, also: Sequence[str] = (
     return InputError(key, value, "there is no such key", fix)
 
 
-def _dotted_fields(cls: type[Any], prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+def dotted_fields(cls: type[Any], prefix: str = "") -> list[tuple[str, dataclasses.Field[Any]]]:
+    """Every field of a config class that holds a value, with its dotted key."""
     found: list[tuple[str, dataclasses.Field[Any]]] = []
     for f in fields(cls):
         nested: Any = f.default_factory
         if is_dataclass(nested):
-            found += _dotted_fields(nested, f"{prefix}{f.name}.")  # type: ignore[arg-type]
+            found += dotted_fields(nested, f"{prefix}{f.name}.")  # type: ignore[arg-type]
         else:
             found.append((prefix + f.name, f))
     return found

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from stability.arms import NOT_ARM_KEYS, Scales
+from stability.arms import NOT_ARM_KEYS, Scales, as_given
 from stability.config import scientific
 from stability.errors import InputError
 from stability.launching.plan import PlannedRun
@@ -77,7 +77,7 @@ def open_folder(
 ) -> SweepFolder:
     """Write the manifest, new or extended (see `check_folder`), and return the folder ready for records."""
     path.mkdir(parents=True, exist_ok=True)
-    old = manifest or {"sweep_id": secrets.token_hex(4), "settings": {}, "scales": {}, "commands": []}
+    old = manifest or {"sweep_id": secrets.token_hex(4), "settings": {}, "scales": {}, "runs": [], "commands": []}
     settings = _settings(runs, scales)
     for key, values in old["settings"].items():
         settings[key] = [*values, *(value for value in settings.get(key, []) if value not in values)]
@@ -88,7 +88,7 @@ def open_folder(
         "sweep_id": old["sweep_id"],
         "question": question,
         "scales": {**old["scales"], **scales},
-        "runs": [run.fingerprint for run in runs],
+        "runs": list(dict.fromkeys([*old["runs"], *(run.fingerprint for run in runs)])),
         "settings": settings,
         "commands": [*old["commands"], {"time": now, "command": command}],
     }
@@ -101,7 +101,7 @@ def _settings(runs: Sequence[PlannedRun], scales: Scales) -> dict[str, list[Any]
     free = NOT_ARM_KEYS.union(*(keys.keys() for keys in scales.values()))
     settings: dict[str, list[Any]] = {}
     for run in runs:
-        for key, value in flatten(scientific(run.config)).items():
+        for key, value in as_given(flatten(scientific(run.config))).items():
             if key not in free and value not in settings.setdefault(key, []):
                 settings[key].append(value)
     return settings
@@ -109,8 +109,13 @@ def _settings(runs: Sequence[PlannedRun], scales: Scales) -> dict[str, list[Any]
 
 def _check_writable(path: Path) -> None:
     existing = path
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        while not existing.exists():
+            existing = existing.parent
+    except OSError as error:
+        raise InputError(
+            "output_dir", path, f"is no name for a folder here ({error.strerror})", "Name another."
+        ) from None
     if not existing.is_dir():
         raise InputError("output_dir", path, f"{existing} is not a folder", "Name a folder.")
     if not os.access(existing, os.W_OK | os.X_OK) or _read_only(existing):

@@ -14,12 +14,13 @@ from typing import Any
 from stability.config import RunConfig
 from stability.errors import InputError
 from stability.launching.settings import Execution, Ladder, Selection, Sweep
-from stability.typed import from_mapping, unknown_key
+from stability.typed import dotted_fields, from_mapping, unknown_key
 
 Axes = dict[str, list[Any]]
 RUN_KEYS = tuple(f.name for f in fields(RunConfig))
 EXECUTION_KEYS = tuple(f.name for f in fields(Execution))
 SELECTION_KEYS = tuple(f.name for f in fields(Selection))
+PROVENANCE_KEYS = frozenset(key for key, f in dotted_fields(RunConfig) if f.metadata.get("kind") == "provenance")
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,10 @@ def build_request(
     _refuse_unknown(base)
     execution = from_mapping(Execution, _part(base, EXECUTION_KEYS))
     selection = from_mapping(Selection, _part(base, SELECTION_KEYS))
-    _refuse_sweeping(command.axes)
     configs: dict[RunConfig, None] = {}
     composed: dict[str, Mapping[str, Any]] = {"{}": base}
     for axes in _grids(selection.sweep, command):
+        _refuse_sweeping(axes)
         for point in _product(axes):
             chosen = {key: value for key, value in point.items() if key in groups}
             if repr(chosen) not in composed:
@@ -144,6 +145,7 @@ def _refuse_unknown(mapping: Mapping[str, Any]) -> None:
 
 def _refuse_sweeping(axes: Axes) -> None:
     for key, values in axes.items():
-        if key.split(".")[0] in (*EXECUTION_KEYS, "sweep", "data") and key != "data.seed":
+        of_the_sweep = key.split(".")[0] in (*EXECUTION_KEYS, "sweep", "data") and key != "data.seed"
+        if of_the_sweep or key in PROVENANCE_KEYS:
             text = ",".join(map(str, values))
             raise InputError(key, text, "cannot differ between the runs of one sweep", "Give one value.")

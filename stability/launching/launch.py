@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from stability.analysis import analyze, format_table
-from stability.config import RunConfig, resolve, validate
+from stability.config import RunConfig, fingerprint, resolve, validate
 from stability.data.corpus import Corpus, Split, load_corpus, split
 from stability.errors import InputError
 from stability.launching.folder import SweepFolder, check_folder, open_folder
@@ -76,12 +76,16 @@ def _resolved(request: Request) -> tuple[Corpus, tuple[RunConfig, ...]]:
     data = request.configs[0].data
     for config in request.configs:
         validate(config)
+    texts = {(config.data.name, config.data.path): None for config in request.configs}
+    if len(texts) > 1:
+        names = ",".join(path or name for name, path in texts)
+        raise InputError("data", names, "cannot differ between the runs of one sweep", "Give one text.")
     corpus = load_corpus(data.name, data.path)
-    return corpus, tuple(
-        dict.fromkeys(
-            resolve(config, corpus=corpus.hash, vocabulary_size=corpus.vocabulary_size) for config in request.configs
-        )
-    )
+    distinct: dict[str, RunConfig] = {}
+    for config in request.configs:
+        resolved = resolve(config, corpus=corpus.hash, vocabulary_size=corpus.vocabulary_size)
+        distinct.setdefault(fingerprint(resolved), resolved)
+    return corpus, tuple(distinct.values())
 
 
 def choose_lanes(lanes: str, device: str) -> tuple[Strategy, str]:

@@ -50,6 +50,7 @@ class Console:
     _seconds: dict[int, float] = field(default_factory=dict)
     _worked: dict[int, float] = field(default_factory=dict)
     _compile_seconds: list[float] = field(default_factory=list)
+    _ended: int = 0
     _said: float = 0.0
     _open_line: bool = False
     _mark: float = field(default_factory=time.perf_counter)
@@ -71,10 +72,10 @@ class Console:
         """A run stands at `step` of `steps`."""
         now = time.perf_counter()
         kind, share = self.kinds[fingerprint], step / steps
-        self._worked[kind] = (
-            self._worked.get(kind, 0.0) + (share - self._share.get(fingerprint, 0.0)) * self.work[fingerprint]
-        )
-        self._seconds[kind] = self._seconds.get(kind, 0.0) + now - self._mark
+        before = self._share.get(fingerprint)
+        if before is not None:  # a run's first report may stand on what an earlier process did
+            self._worked[kind] = self._worked.get(kind, 0.0) + (share - before) * self.work[fingerprint]
+            self._seconds[kind] = self._seconds.get(kind, 0.0) + now - self._mark
         self._share[fingerprint], self._mark = share, now
         if now - self._said < (SAY_EVERY_S if self.out.isatty() else SAY_EVERY_S_IN_A_LOG):
             return
@@ -91,6 +92,7 @@ class Console:
         """A run is over: what it came to."""
         self._share[fingerprint] = 1.0
         self.done += 1
+        self._ended += 1
         self._said = time.perf_counter()
         if summary["status"] == "failed":
             self.say(f"{self._count()} {title:<44} failed: {summary['error']}")
@@ -101,7 +103,7 @@ class Console:
         )
 
     def _count(self) -> str:
-        total = self.done + sum(1 for fingerprint in self.work if self._share.get(fingerprint, 0.0) < 1.0)
+        total = self.done - self._ended + len(self.work)
         return f"[{self.done:>{len(str(total))}}/{total}]"
 
     def _left(self) -> str:

@@ -85,8 +85,8 @@ class Programs:
 def compile_program(config: RunConfig, lanes: int | None, validation_shape: tuple[int, ...]) -> Program:
     """Trace and compile the functions of one structure.
 
-    Config and batches are never donated; the state is. Where the precision is float32, products are float32 too: without
-    asking, JAX would take TensorFloat-32 on recent GPUs.
+    Config and batches are never donated; the state is. Where the precision is float32, products are float32 too:
+    unasked, JAX would take TensorFloat-32 on recent GPUs.
     """
     began = time.perf_counter()
     training = config.training
