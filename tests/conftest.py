@@ -1,7 +1,7 @@
 """What tests share: the command line, run inside this process, and a sweep small enough to train in a second."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,17 @@ def compile_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+@pytest.fixture(scope="module")
+def strict_numerics() -> Iterator[None]:
+    """No silent broadcasting over ranks; products in full float32 on devices that would round them."""
+    before = jax.config.jax_numpy_rank_promotion, jax.config.jax_default_matmul_precision
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_default_matmul_precision", "highest")
+    yield
+    jax.config.update("jax_numpy_rank_promotion", before[0])
+    jax.config.update("jax_default_matmul_precision", before[1])
 
 
 @dataclass(frozen=True)

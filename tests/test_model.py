@@ -1,7 +1,6 @@
 """The model against float64 NumPy: logits, loss, gradients, observations, initialisation, invariances, precision."""
 
 import dataclasses
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -24,15 +23,7 @@ RTOL = 2e-5
 """float32 against float64: some hundred roundings of 6e-8 each."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def strict_numerics() -> Iterator[None]:
-    """No silent broadcasting over ranks; products in full float32 on devices that would round them."""
-    before = jax.config.jax_numpy_rank_promotion, jax.config.jax_default_matmul_precision
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    jax.config.update("jax_default_matmul_precision", "highest")
-    yield
-    jax.config.update("jax_numpy_rank_promotion", before[0])
-    jax.config.update("jax_default_matmul_precision", before[1])
+pytestmark = pytest.mark.usefixtures("strict_numerics")
 
 
 def small(scope: str = "per_head", precision: str = "float32") -> RunConfig:

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -31,15 +30,7 @@ GOLDEN = Path(__file__).parent / "golden" / "standard_step.json"
 DOCUMENT = Path(__file__).parents[1] / "docs" / "observations.md"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def strict_numerics() -> Iterator[None]:
-    """No silent broadcasting over ranks; products in full float32 on devices that would round them."""
-    before = jax.config.jax_numpy_rank_promotion, jax.config.jax_default_matmul_precision
-    jax.config.update("jax_numpy_rank_promotion", "raise")
-    jax.config.update("jax_default_matmul_precision", "highest")
-    yield
-    jax.config.update("jax_numpy_rank_promotion", before[0])
-    jax.config.update("jax_default_matmul_precision", before[1])
+pytestmark = pytest.mark.usefixtures("strict_numerics")
 
 
 def tiny(**groups: dict[str, Any]) -> RunConfig:

@@ -107,6 +107,8 @@ def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[Pl
         kinds={run.fingerprint: i for i, pack in enumerate(packs) for run in pack.runs},
         done=len(runs) - len(unfinished),
     )
+    if request.question:
+        console.say(request.question)
     console.say(f"{sweep}: {len(runs)} runs, {console.done} already done, {len(packs)} programs; {folder.path}")
     if not unfinished:
         return 0
