@@ -19,7 +19,8 @@ def device_description() -> str:
     """The devices as a person names them: `2 CPU cores`, `1 x NVIDIA H200`."""
     devices = jax.local_devices()
     if devices[0].platform == "cpu":
-        return f"{len(os.sched_getaffinity(0))} CPU cores"
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return f"{usable} CPU cores"
     return f"{len(devices)} x {devices[0].device_kind}"
 
 
