@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar
@@ -53,9 +54,16 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any]) -> T:
         InputError: names the dotted key, its value, and what is allowed there.
     """
     try:
-        return TypeAdapter(cls).validate_python(mapping)
+        typed: T = _adapter(cls).validate_python(mapping)
+        return typed
     except ValidationError as error:
         raise _input_error(cls, error) from None
+
+
+@functools.cache
+def _adapter(cls: Any) -> TypeAdapter[Any]:
+    """Building one takes as long as validating a hundred configs."""
+    return TypeAdapter(cls)
 
 
 def _input_error(cls: type[Any], error: ValidationError) -> InputError:
