@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -46,6 +46,9 @@ Seed = Annotated[Whole, Ge(0), Le(2**32 - 1)]
 
 T = TypeVar("T")
 
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
+"""One for each class: building it takes as long as validating a hundred configs."""
+
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any]) -> T:
     """Read a typed config from plain nested values, refusing unknown keys and values of a wrong type or range.
@@ -58,12 +61,6 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any]) -> T:
         return typed
     except ValidationError as error:
         raise _input_error(cls, error) from None
-
-
-@functools.cache
-def _adapter(cls: Any) -> TypeAdapter[Any]:
-    """Building one takes as long as validating a hundred configs."""
-    return TypeAdapter(cls)
 
 
 def _input_error(cls: type[Any], error: ValidationError) -> InputError:
