@@ -188,7 +188,8 @@ for name in names:
     tracker.start(TrackedRun(name, "the " + name, "my_sweep", "train", tags, config, Path(name)))
 for step in (0, 10):
     for name in names:
-        tracker.log(name, {"step": step, "tokens": step * 100, "loss/train": 5.5 - step / 100, "loss/validation": None})
+        tracker.log(name, {"step": step, "tokens": step * 100, "loss/train": 5.5 - step / 100, "loss/validation": None,
+            "attention_logit/max/block_00/head_00": 1.0})
 for name in names[:2]:
     tracker.finish(name, {"status": name, "loss/validation": 2.5})
 tracker.close(30)

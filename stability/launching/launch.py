@@ -140,4 +140,5 @@ def _tracker(request: Request, folder: SweepFolder, console: Console) -> Backgro
     tracking = request.execution.tracking
     if tracking.name == "files":
         return Background(NoTracker(), console.say)
-    return Background(WandbTracker(tracking.project, tracking.entity, tracking.mode, folder.path), console.say)
+    wandb = WandbTracker(tracking.project, tracking.entity, tracking.mode, folder.path, per_head=tracking.per_head)
+    return Background(wandb, console.say)

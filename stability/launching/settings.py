@@ -24,6 +24,7 @@ class Tracking:
     project: str = "stability"
     entity: str | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
+    per_head: bool = False
 
 
 @settings

@@ -52,10 +52,12 @@ class WandbTracker:
         mode: `auto` does as W&B is set up to do (WANDB_MODE, `wandb offline`), but is offline where neither says
             anything and no API key is configured.
         folder: where W&B may write; made when missing.
+        per_head: send the values of single heads too. They are a third of all numbers, and in the record anyway.
     """
 
-    def __init__(self, project: str, entity: str | None, mode: Mode, folder: Path) -> None:
+    def __init__(self, project: str, entity: str | None, mode: Mode, folder: Path, *, per_head: bool = False) -> None:
         self._project, self._entity, self._mode, self._folder = project, entity, mode, folder.absolute()
+        self._per_head = per_head
         self._runs: dict[str, Any] = {}
 
     def start(self, run: TrackedRun) -> None:
@@ -98,7 +100,8 @@ class WandbTracker:
     def log(self, run_id: str, row: Row) -> None:
         """Send one row; what is not available (None) is left out. A run that was not started is passed over."""
         if run := self._runs.get(run_id):
-            run.log({key: value for key, value in row.items() if value is not None})
+            wanted = row if self._per_head else {key: value for key, value in row.items() if "/head_" not in key}
+            run.log({key: value for key, value in wanted.items() if value is not None})
 
     def finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
         """Send the summary and end the run: tagged `diverged` if it did, failed on W&B unless it came to a result."""
