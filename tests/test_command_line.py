@@ -133,7 +133,7 @@ def test_a_users_own_sweep_and_intervention_beside_the_working_directory(command
     (tmp_path / "sweeps" / "intervention" / "bold.yaml").write_text("# @package _global_\nloss:\n  z_loss: 0.5\n")
     outcome = command("+sweep=mine", "dry_run=true")
     assert outcome.code == 0, outcome.err
-    assert "4 runs, 1 programs" in outcome.out
+    assert "4 runs, 1 program," in outcome.out
     assert re.search(r"z_loss=0.5, eps=1e-08\s", outcome.out)
     assert not (tmp_path / "results").exists()
 

@@ -17,7 +17,7 @@ from stability.launching.plan import PlannedRun, describe, pack_runs, plan_runs
 from stability.launching.provenance import device_description, provenance
 from stability.launching.signals import stop_flag
 from stability.launching.work import text_of, train_runs
-from stability.tracking.console import Console, duration
+from stability.tracking.console import Console, counted, duration
 from stability.tracking.record import TERMINAL
 from stability.tracking.tracker import Background, NoTracker
 from stability.tracking.wandb import WandbTracker, resolve_mode
@@ -109,7 +109,8 @@ def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[Pl
     )
     if request.question:
         console.say(request.question)
-    console.say(f"{sweep}: {len(runs)} runs, {console.done} already done, {len(packs)} programs; {folder.path}")
+    todo = f"{counted(len(runs), 'run')}, {console.done} already done, {counted(len(packs), 'program')}"
+    console.say(f"{sweep}: {todo}; {folder.path}")
     if not unfinished:
         return 0
     console.say(f"device: {device_description()}; lanes: {strategy} ({why})")
@@ -128,11 +129,14 @@ def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[Pl
     waited = time.perf_counter() - waited
     compiling = sum(program.compile_seconds for program in programs.compiled.values())
     console.say(
-        f"Trained {len(unfinished) - failed} runs in {duration(time.perf_counter() - began)}, of it {compiling:.0f} s "
-        f"compiling {len(programs.compiled)} programs, {waited:.1f} s waiting for {request.execution.tracking.name}."
+        f"Trained {counted(len(unfinished) - failed, 'run')} in {duration(time.perf_counter() - began)}, of it "
+        f"{compiling:.0f} s compiling {counted(len(programs.compiled), 'program')}, {waited:.1f} s waiting for "
+        f"{request.execution.tracking.name}."
     )
     if failed:
-        console.say(f"{failed} runs failed; the same command tries them again. See error.txt in their folders.")
+        console.say(
+            f"{counted(failed, 'run')} failed; the same command tries them again. See error.txt in their folders."
+        )
     return EXIT_FAILED if failed else 0
 
 

@@ -7,6 +7,7 @@ import jax
 
 from stability.arms import Scales, arm_labels, scale_name
 from stability.config import RunConfig, fingerprint, scientific
+from stability.tracking.console import counted
 from stability.tracking.record import flatten
 
 STEP_OVERHEAD_FLOPS = 4e8
@@ -104,5 +105,6 @@ def describe(runs: Sequence[PlannedRun]) -> str:
         )
     total = sum(run.flops for run in runs)
     tokens = sum(run.config.tokens for run in runs)
-    lines.append(f"{len(runs)} runs, {len(packs)} programs, {tokens:,} tokens, {total:.2e} FLOPs")
+    parts = [counted(len(runs), "run"), counted(len(packs), "program"), f"{tokens:,} tokens", f"{total:.2e} FLOPs"]
+    lines.append(", ".join(parts))
     return "\n".join(lines)

@@ -25,6 +25,11 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 3600)}:{int(seconds % 3600 // 60):02d} h"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: 1 run, 2 runs."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def number(value: float | None) -> str:
     """A loss or logit in five characters or so; a dash for what is not available."""
     if value is None:
@@ -80,7 +85,7 @@ class Console:
         if now - self._said < (SAY_EVERY_S if self.out.isatty() else SAY_EVERY_S_IN_A_LOG):
             return
         self._said = now
-        line = f"{self._count()} {title}: step {step}/{steps}, {self._left()}"
+        line = ", ".join(part for part in (f"{self._count()} {title}: step {step}/{steps}", self._left()) if part)
         if self.out.isatty():
             self.out.write(f"\r\x1b[K{line}")
             self.out.flush()
