@@ -91,7 +91,7 @@ def run_hydra(config_name: str, task: Callable[..., Any]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         return report(_in_our_words(error, sys.argv[1:]))
     except SystemExit as exit_:  # how Hydra ends after --help and the like
-        return int(exit_.code or 0)
+        return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except KeyboardInterrupt:
         print("\nStopped at once. The same command goes on from the last checkpoints.", file=sys.stderr)
         return 130

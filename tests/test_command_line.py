@@ -207,3 +207,29 @@ def test_status_refuses_what_is_no_sweep(tmp_path: Path, capsys: pytest.CaptureF
 
     assert main([str(tmp_path)]) == 2
     assert f"folder={tmp_path}" in capsys.readouterr().err
+
+
+def test_the_process_starts_again_once_on_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stability import command_line
+
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(os, "execve", lambda path, arguments, environment: started.append((arguments, environment)))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(command_line.platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(Path, "exists", lambda self: True)
+    monkeypatch.setattr(Path, "read_text", lambda self: "always [madvise] never")
+    for key in (command_line.REEXECUTED, command_line.NO_REEXECUTION):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=1")
+    command_line.with_transparent_huge_pages()
+    ((arguments, environment),) = started
+    assert arguments == sys.orig_argv
+    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.check=1:glibc.malloc.hugetlb=1"
+
+    for key in (command_line.REEXECUTED, command_line.NO_REEXECUTION):
+        with monkeypatch.context() as patch:
+            patch.setenv(key, "1")
+            command_line.with_transparent_huge_pages()
+    monkeypatch.setattr(command_line.platform, "libc_ver", lambda: ("glibc", "2.31"))
+    command_line.with_transparent_huge_pages()
+    assert len(started) == 1

@@ -269,3 +269,21 @@ def test_ctrl_c_ends_cleanly_and_the_same_command_goes_on(tmp_path: Path) -> Non
     assert "training.steps=20000" in status.stdout
     (checkpoints,) = (tmp_path / "out").rglob("checkpoints")
     assert any(checkpoints.iterdir())
+
+
+def test_by_default_every_run_is_a_wandb_run_offline(tmp_path: Path) -> None:
+    words = [word for word in TINY if word != "tracking=files"]
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "STABILITY_"))}
+    process = subprocess.run(
+        [sys.executable, "-m", "stability.run", *words, "optimizer.learning_rate=0.01,0.1", "output_dir=out"],
+        cwd=tmp_path, env=kept | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "NETRC": os.devnull},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    assert "Tracking is off" not in process.stdout
+    files = list((tmp_path / "out" / "wandb").rglob("run-*.wandb"))
+    ids = {run.path.name.rsplit("-", 1)[-1] for run in run_folders(tmp_path / "out")}
+    assert {file.stem.split("-")[1] for file in files} == ids
+    assert len(files) == 2
+    starts = [run.read_provenance()[0]["command"] for run in run_folders(tmp_path / "out")]
+    assert all(command.startswith("python -m stability.run model.width=16") for command in starts)

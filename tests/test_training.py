@@ -21,7 +21,7 @@ from stability.config import RunConfig, fingerprint, to_leaves
 from stability.training import loop
 from stability.training.lanes import STEPS_PER_DISPATCH, Program, Programs
 from stability.training.schedule import learning_rate
-from stability.training.step import StepMetrics, TrainState, initial_state, step
+from stability.training.step import StepMetrics, TrainState, advance, initial_state, step
 from stability.typed import from_mapping
 
 STEPS, BATCH, TIME, VOCABULARY = 20, 2, 8, 32
@@ -402,6 +402,16 @@ LANES = [
     seeded(tiny(optimizer={"learning_rate": 3e-3, "weight_decay": 1e-2}), 1),
     seeded(tiny(schedule={"warmup_steps": 5}, loss={"z_loss": 1e-2}), 2),
 ]
+
+
+def test_a_quiet_step_measures_nothing_in_lanes_either(three_lanes: Program) -> None:
+    """Under `vmap` a condition on a lane's own number would become a `select` of both branches: ours stays one."""
+    config = three_lanes.place([tiny()] * 3)
+    tokens = np.zeros((3, STEPS_PER_DISPATCH, BATCH, TIME + 1), np.int32)
+    lanes = jax.vmap(advance, in_axes=(0, 0, 0, None, None))
+    program = str(jax.make_jaxpr(lanes)(config, three_lanes.start(config), tokens, np.int32(1), np.bool_(False)))
+    # attention, block and stream of one block; output logits; tensors
+    assert program.count("cond[") == 5
 
 
 def test_lanes_agree_with_solo_runs(solo: Program, three_lanes: Program) -> None:

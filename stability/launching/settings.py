@@ -1,6 +1,5 @@
 """What a command asks for beside the runs' own configs: sweep, ladder, tracking, where and how to execute."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -64,6 +63,3 @@ class Selection:
     scale: str | None = None
     ladder: Ladder = field(default_factory=Ladder)
     sweep: Sweep = field(default_factory=Sweep)
-
-
-Mapped = Mapping[str, Any]
