@@ -53,11 +53,11 @@ def result(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
     }
 
 
-def manifest(sweep: Path, runs: list[str]) -> None:
+def manifest(sweep: Path, runs: list[str], **more: Any) -> None:
     sweep.mkdir(exist_ok=True)
     record.write_json(
         sweep / "sweep.json",
-        {"schema_version": 1, "sweep": "demo", "question": "does it?", "scales": SCALES, "runs": runs},
+        {"schema_version": 1, "sweep": sweep.name, "question": "does it?", "scales": SCALES, "runs": runs, **more},
     )
 
 
@@ -146,6 +146,170 @@ class TestFolder:
         add_run(sweep, "a", config(), **result(config()))
         with pytest.raises(InputError, match="copy-a"):
             load(sweep)
+
+
+def add_rows(run: Path, steps: range, scale: float = 1.0) -> None:
+    record.RunFolder(run).append({"step": step, "tokens": step, "logit": scale * step} for step in steps)
+
+
+class TestQuantities:
+    """Of records; tests/test_quantities.py holds what a quantity is."""
+
+    @pytest.fixture
+    def observed(self, sweep: Path) -> Path:
+        declared = {"early": {"metric": "logit", "at_step": 95}, "late": {"metric": "logit", "last_steps": 20}}
+        manifest(sweep, ["a", "b", "c"], quantities=declared)
+        add_rows(sweep / "runs" / "run-a", range(0, 501, 10))
+        add_rows(sweep / "runs" / "run-b", range(0, 61, 10), -1.0)
+        return sweep
+
+    def test_the_manifest_declares_them_and_the_caller_may_say_otherwise(self, observed: Path) -> None:
+        source = read(observed)
+        assert source.table.columns == [*COLUMNS, "early", "late"]
+        assert source.table.select("fingerprint", "early", "late").rows() == [
+            ("a", 90.0, 500.0),
+            ("b", None, None),
+            ("c", None, None),
+        ]
+        own = {
+            "late": {"metric": "logit", "last_steps": 400, "reduce": "min"},
+            "top": {"metric": "logit", "reduce": "max"},
+        }
+        table = load(observed, quantities=own)
+        assert table.select("fingerprint", "early", "late", "top").rows() == [
+            ("a", 90.0, 110.0, 500.0),
+            ("b", None, None, 0.0),
+            ("c", None, None, None),
+        ]
+
+    def test_a_metric_that_no_run_has_is_pointed_out(self, observed: Path) -> None:
+        source = read(observed, quantities={"x": {"metric": "logits"}, "y": {"metric": "logit", "at_step": 10**6}})
+        assert source.table["x"].null_count() == source.table["y"].null_count() == 3
+        assert [line for line in source.warnings if "quantity" in line] == [
+            "No run has the metric logits of the quantity x, which is null everywhere; did you mean logit?",
+            "The quantity y is null everywhere: no run has a finite value of logit at the steps that it asks for.",
+        ]
+
+    @pytest.mark.parametrize("bad", [{"early": {"metric": "a", "at": 3}}, {"loss": {"metric": "a"}}])
+    def test_a_manifest_that_declares_nonsense_is_named(self, sweep: Path, bad: dict[str, Any]) -> None:
+        manifest(sweep, [], quantities=bad)
+        with pytest.raises(InputError, match="in the manifest of") as caught:
+            load(sweep)
+        assert caught.value.key.startswith("quantities.")
+
+    @pytest.mark.parametrize("key", ["quantities", "claims"])
+    def test_parts_of_the_manifest_of_a_wrong_type_are_named(self, sweep: Path, key: str) -> None:
+        manifest(sweep, [], **{key: {"x": 3}})
+        with pytest.raises(InputError, match=f"`{key}.x"):
+            load(sweep)
+
+    def test_a_damaged_metrics_file_is_named(self, observed: Path) -> None:
+        (observed / "runs" / "run-a" / "metrics.jsonl").write_text('{"step": 700, "logit": "high"}\n')
+        with pytest.raises(InputError, match=r"run-a/metrics\.jsonl"):
+            load(observed)
+
+
+class TestSeveral:
+    @pytest.fixture
+    def other(self, tmp_path: Path, sweep: Path) -> Path:
+        """Another sweep of the same runs' kind: one arm that the first has too, at a seed of its own."""
+        folder = tmp_path / "more"
+        manifest(folder, ["e"], claims={"c": {"kind": "k"}})
+        settings = config(32, seed=7) | {"optimizer": {"learning_rate": 0.01, "eps": 1e-15}}
+        add_run(folder, "e", settings, **result(settings))
+        return folder
+
+    def test_arms_are_what_sets_runs_apart_over_all_folders(self, sweep: Path, other: Path) -> None:
+        assert load(other)["arm"].to_list() == ["default"]
+        source = read([sweep, str(other)])
+        assert source.sweep == "demo+more"
+        assert not source.complete
+        assert source.claims == {"c": {"kind": "k"}}
+        assert source.table.select("fingerprint", "folder", "arm").sort("fingerprint").rows() == [
+            ("a", f"{sweep.as_posix()}/runs/run-a", "qk_layernorm=none, eps=null"),
+            ("b", f"{sweep.as_posix()}/runs/run-b", "qk_layernorm=none, eps=null"),
+            ("c", f"{sweep.as_posix()}/runs/run-c", "qk_layernorm=per_head, eps=null"),
+            ("e", f"{other.as_posix()}/runs/run-e", "qk_layernorm=none, eps=1e-15"),
+        ]
+        assert source.warnings == (
+            "2 of 5 planned runs have no result yet and are not counted (not started: 1, running: 1).",
+        )
+
+    def test_order_of_the_sources_changes_only_the_name(self, sweep: Path, other: Path) -> None:
+        one, two = read([sweep, other]), read([other, sweep])
+        assert one.table.equals(two.table)
+        assert (one.sweep, two.sweep) == ("demo+more", "more+demo")
+
+    def test_a_run_in_two_folders_counts_once(self, sweep: Path, other: Path) -> None:
+        shutil.copytree(sweep / "runs" / "run-a", other / "runs" / "copy-a")
+        source = read([sweep, other])
+        assert source.table.filter(fingerprint="a").height == 1
+        assert any("1 runs are in more than one source" in warning for warning in source.warnings)
+
+    def test_a_run_that_another_folder_has_finished_is_finished(self, sweep: Path, other: Path) -> None:
+        settings = config(32, norm="per_head", seed=3)
+        add_run(other, "c", settings, **result(settings))
+        for sources in ([sweep, other], [other, sweep]):
+            assert load(sources).filter(fingerprint="c")["status"].to_list() == ["finished"]
+
+    def test_a_run_with_two_results_is_refused(self, sweep: Path, other: Path) -> None:
+        add_run(other, "a", config(), **result(config(), loss_validation=2.5))
+        with pytest.raises(InputError, match=r"run-a .*than in") as caught:
+            load([sweep, other])
+        assert (caught.value.key, caught.value.value) == ("fingerprint", "a")
+
+    def test_ladders_that_contradict_each_other_are_refused(self, sweep: Path, other: Path) -> None:
+        manifest(other, [], scales={"w32": {"model.width": 48}})
+        with pytest.raises(InputError, match="w32"):
+            load([sweep, other])
+
+    def test_one_name_with_two_meanings_is_refused(self, sweep: Path, other: Path) -> None:
+        manifest(sweep, [], quantities={"q": {"metric": "a"}})
+        manifest(other, [], quantities={"q": {"metric": "b"}})
+        with pytest.raises(InputError) as caught:
+            load([sweep, other])
+        assert caught.value.key == "quantities.q"
+        assert "q" in load([sweep, other], quantities={"q": {"metric": "a"}}).columns
+
+    def test_folders_and_tables_together(self, tmp_path: Path, sweep: Path) -> None:
+        add_rows(sweep / "runs" / "run-a", range(0, 501, 10))
+        path = write(
+            tmp_path / "t.csv", "n_params,learning_rate,loss,logit,arm\n24576,0.1,2,5,theirs\n2400000,0.1,2,,theirs\n"
+        )
+        source = read([sweep, path], quantities={"logit": {"metric": "logit", "at_step": 500}})
+        assert source.sweep == "demo+t"
+        assert source.table.select("folder", "scale", "arm", "logit").rows() == [
+            (f"{sweep.as_posix()}/runs/run-a", "w32", "qk_layernorm=none", 500.0),
+            (f"{sweep.as_posix()}/runs/run-b", "w64", "qk_layernorm=none", None),
+            (f"{sweep.as_posix()}/runs/run-c", "w32", "qk_layernorm=per_head", None),
+            (str(path), "24.6k", "theirs", None),
+            (str(path), "2.4M", "theirs", None),
+        ]
+
+    def test_tables_together(self, tmp_path: Path) -> None:
+        one = write(tmp_path / "one.csv", "n_params,learning_rate,loss,x\n1000001,0.1,2,1\n")
+        two = write(tmp_path / "two.csv", "n_params,lr,loss\n1000002,0.1,2\n")
+        source = read([one, two], aliases={"learning_rate": "lr"})
+        assert source.table.select("scale", "x").rows() == [("1.000001M", 1.0), ("1.000002M", None)]
+        write(two, "n_params,lr,loss\n1e6,0.1,2\n1000001,0.1,2\n")
+        with pytest.raises(InputError, match=r"line 3 of .*two\.csv") as caught:
+            load([one, two], aliases={"learning_rate": "lr"})
+        assert "line 2" in str(caught.value)
+
+    def test_a_run_of_a_table_that_is_one_of_a_folder(self, tmp_path: Path, sweep: Path) -> None:
+        text = "n_params,learning_rate,loss,arm,scale\n24576,0.01,2,qk_layernorm=none,w32\n"
+        with pytest.raises(InputError, match=r"run-a"):
+            load([sweep, write(tmp_path / "t.csv", text)])
+
+    @pytest.mark.parametrize("sources", [[], ["demo", "demo"], ["demo", "demo/../demo"], ["demo", "nowhere"]])
+    def test_sources_that_are_none(self, tmp_path: Path, sweep: Path, sources: list[str]) -> None:
+        with pytest.raises(InputError) as caught:
+            load([tmp_path / one for one in sources])
+        assert caught.value.key == "source"
+
+    def test_aliases_are_for_tables(self, sweep: Path) -> None:
+        with pytest.raises(InputError, match="no source is one"):
+            load(sweep, aliases={"loss": "test_loss"})
 
 
 def write(path: Path, text: str) -> Path:

@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "model": ("errors", "config"),
     "training": ("errors", "config", "model", "data"),
     "tracking": ("errors",),
-    "analysis": ("errors", "arms", "tracking.record"),
+    "analysis": ("errors", "arms", "tracking.record", "typed"),
     "launching": (
         "analysis",
         "arms",

@@ -21,12 +21,14 @@ Every JSON file carries `schema_version`. There is no NaN or infinity in any of 
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from stability.errors import InputError
 
@@ -175,6 +177,158 @@ def read_rows(path: Path) -> list[Row]:
         return []
     lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     return [json.loads(line) for line in lines]
+
+
+class Metrics(AbstractContextManager["Metrics"]):
+    """One run's metrics file, read where it is asked for: rows ascend in step, so a step is found by bisection.
+
+    What it gives is what `read_rows` gives, at a cost that does not grow with the file (it may hold megabytes): only
+    the bytes of the rows asked for are read, and only the values asked for are parsed. Use it in a `with` statement.
+
+    Args:
+        path: a metrics.jsonl; one that does not exist has no rows. Rows that are added later are not seen.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: BinaryIO | None = path.open("rb") if path.exists() else None
+        self._end = self._end_of_whole_lines()
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def last_step(self) -> int | None:
+        """The step of the last row, None when there is no row."""
+        lines = next(self._blocks_from_the_end(0, self._end), b"").split(b"\n")[:-1]
+        return self._step(lines[-1]) if lines else None
+
+    def rows(self, first_step: int = 0, last_step: int | None = None) -> list[Row]:
+        """The rows with `first_step` <= step <= `last_step` (None: to the end), oldest first.
+
+        Raises:
+            InputError: a line is no row.
+        """
+        start, end = self._range(first_step, last_step)
+        try:
+            return [json.loads(line) for line in self._read(start, end).split(b"\n")[:-1]]
+        except ValueError:
+            raise self._damaged("a line that is no JSON") from None
+
+    def values(self, metric: str, first_step: int = 0, last_step: int | None = None) -> Iterator[float | None]:
+        """The values of one metric in `rows(first_step, last_step)`, newest first; None for one that was not finite.
+
+        A row that does not have the metric is passed over. Reading stops where the caller stops.
+
+        Raises:
+            InputError: a line is no row, or a value is no number.
+        """
+        start, end = self._range(first_step, last_step)
+        for block in self._blocks_from_the_end(start, end):
+            yield from reversed(self._values(block, metric))
+
+    def _range(self, first_step: int, last_step: int | None) -> tuple[int, int]:
+        start = self._offset(first_step) if first_step > 0 else 0
+        return start, self._end if last_step is None else self._offset(last_step + 1)
+
+    def _offset(self, step: int) -> int:
+        """Where the first row of this step or a later one begins; the end when there is none."""
+        low, high = 0, self._end
+        while high - low > _BLOCK:  # every line before `low` is of an earlier step
+            middle = (low + high) // 2
+            start, line = self._line_after(middle)
+            if start < self._end and self._step(line) < step:
+                low = start + len(line)
+            else:
+                high = middle
+        for line in self._lines(low):
+            if self._step(line) >= step:
+                break
+            low += len(line)
+        return low
+
+    def _line_after(self, offset: int) -> tuple[int, bytes]:
+        """The first line that starts beyond an offset, and where."""
+        assert self._file is not None
+        self._file.seek(offset)
+        self._file.readline()
+        return self._file.tell(), self._file.readline()
+
+    def _lines(self, offset: int) -> Iterator[bytes]:
+        if self._file is not None:
+            self._file.seek(offset)
+            while offset < self._end:
+                line = self._file.readline()
+                offset += len(line)
+                yield line
+
+    def _read(self, start: int, end: int) -> bytes:
+        if self._file is None or start >= end:
+            return b""
+        self._file.seek(start)
+        return self._file.read(end - start)
+
+    def _blocks_from_the_end(self, start: int, end: int) -> Iterator[bytes]:
+        """Whole lines between two offsets, the last block first; each is larger than the one before."""
+        size = _BLOCK
+        while start < end:
+            begin = start if end - size <= start else self._line_after(end - size)[0]
+            if begin < end:
+                yield self._read(begin, end)
+                end = begin
+            size *= 2
+
+    def _end_of_whole_lines(self) -> int:
+        """A last line without its newline was cut off and does not count."""
+        if self._file is None:
+            return 0
+        end = self._file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - _BLOCK)
+            found = self._read(start, end).rfind(b"\n")
+            if found >= 0:
+                return start + found + 1
+            end = start
+        return 0
+
+    def _step(self, line: bytes) -> int:
+        if match := _STEP.match(line):
+            return int(match[1])
+        try:
+            return int(json.loads(line)["step"])
+        except (ValueError, TypeError, KeyError):
+            raise self._damaged("a line without a step") from None
+
+    def _values(self, block: bytes, metric: str) -> list[float | None]:
+        key = json.dumps(metric).encode()
+        values, at = [], block.find(key)
+        while at >= 0:
+            escaped = block[at - 1 : at] == b"\\"
+            at += len(key)
+            # Without a colon it is no key, and after a backslash it is the end of a longer one.
+            if not escaped and (match := _VALUE.match(block, at)):
+                values.append(self._number(match[1], metric))
+            at = block.find(key, at)
+        return values
+
+    def _number(self, text: bytes, metric: str) -> float | None:
+        if text == b"null":
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            raise self._damaged(f"{text.decode(errors='replace')} for {metric}") from None
+        return value if math.isfinite(value) else None
+
+    def _damaged(self, what: str) -> InputError:
+        return InputError("file", self._path, f"holds {what}", "Restore it, or delete its folder.")
+
+
+_BLOCK = 1 << 14
+"""Bytes read at a time: some rows."""
+_STEP = re.compile(rb'\{"step": (\d+)[,}]')
+_VALUE = re.compile(rb"\s*:\s*([^,}\s]+)")
 
 
 def run_folders(sweep_folder: Path) -> list[RunFolder]:

@@ -1,0 +1,318 @@
+"""The records of one or several sweeps' results folders as a table with one row a run."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import polars as pl
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from stability.analysis.quantities import Quantity, metric_names, of_metrics
+from stability.analysis.source import COLUMNS
+from stability.arms import arm_labels, scale_name
+from stability.errors import InputError
+from stability.tracking import record
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Manifest(BaseModel):
+    """The parts of sweep.json that the analysis reads."""
+
+    model_config = ConfigDict(strict=True)
+
+    sweep: str
+    scales: dict[str, dict[str, Any]]
+    runs: list[str]
+    quantities: dict[str, dict[str, Any]] = {}
+    claims: dict[str, dict[str, Any]] = {}
+
+
+class _Summary(BaseModel):
+    """The parts of a run's summary.json that the analysis reads; all but two may be missing while it runs."""
+
+    model_config = ConfigDict(strict=True)
+
+    fingerprint: str
+    status: record.Status
+    n_params: int | None = None
+    learning_rate: float | None = None
+    seed: int | None = None
+    data_seed: int | None = None
+    steps: int | None = None
+    loss_initial: float | None = None
+    loss_validation: float | None = None
+    attention_logit_max: float | None = None
+    attention_logit_max_final: float | None = None
+
+
+class _Config(BaseModel):
+    """The parts of a run's scientific config that stand in for a summary which is not written yet."""
+
+    model_config = ConfigDict(strict=True)
+
+    learning_rate: float
+    seed: int
+    data_seed: int | None
+    width: int
+    depth: int
+    head_dim: int
+    mlp_ratio: int | float
+
+    @property
+    def n_params(self) -> int:
+        """Parameters without embedding and head: attention 4 width^2, MLP 2 mlp_ratio width^2, in each block."""
+        return round(self.depth * (4 + 2 * self.mlp_ratio) * self.width**2)
+
+
+_CONFIG_KEYS = {
+    "learning_rate": "optimizer.learning_rate",
+    "seed": "seed",
+    "data_seed": "data.seed",
+    "width": "model.width",
+    "depth": "model.depth",
+    "head_dim": "model.head_dim",
+    "mlp_ratio": "model.mlp_ratio",
+}
+
+
+@dataclass(frozen=True)
+class SweepRecords:
+    """One results folder, its manifest read.
+
+    Attributes:
+        path: the folder, as the user named it.
+        manifest: the parts of its sweep.json that the analysis reads.
+    """
+
+    path: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class FolderRuns:
+    """The runs of results folders.
+
+    Attributes:
+        runs: one row a run: the columns of `COLUMNS`, and one Float64 column for each quantity.
+        metrics: what a quantity can be made of; all of it only where a quantity is null everywhere.
+        complete: every run planned has finished or diverged.
+        warnings: what a reader ought to know.
+    """
+
+    runs: pl.DataFrame
+    metrics: frozenset[str]
+    complete: bool
+    warnings: tuple[str, ...]
+
+
+def open_folder(path: Path) -> SweepRecords:
+    """Read the manifest of a sweep's results folder.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    if not (path / record.MANIFEST).is_file():
+        raise InputError(
+            "source",
+            path,
+            f"is neither a table file nor a sweep's results folder (it holds no {record.MANIFEST})",
+            "Name the folder that the sweep wrote, or a CSV or Parquet file.",
+        )
+    manifest = _parsed(Manifest, path / record.MANIFEST, _content(path / record.MANIFEST))
+    return SweepRecords(path, manifest)
+
+
+def read_folders(folders: Sequence[SweepRecords], quantities: Mapping[str, Quantity], *, prefix: bool) -> FolderRuns:
+    """Read the runs of all folders; their arms are what sets them apart over all of them together.
+
+    Args:
+        folders: opened.
+        quantities: what to read from every run's metrics.
+        prefix: put each folder, as it was named, before its runs' `folder`.
+
+    Raises:
+        InputError: a record is damaged, the folders disagree about a run or a scale, or one holds a run twice.
+    """
+    found = [run for folder in folders for run in _read_runs(folder, prefix)]
+    runs, twice = _each_once(found)
+    scales = _scales(folders)
+    arms = arm_labels([run.flat for run in runs], scales)
+    rows = [
+        {
+            **_row(run),
+            "scale": scale_name(run.flat, scales),
+            "arm": arm,
+            **_quantities_of(run, quantities),
+        }
+        for run, arm in zip(runs, arms, strict=True)
+    ]
+    status: dict[str, str] = {run.summary.fingerprint: run.summary.status for run in runs}
+    planned = list(dict.fromkeys([*(one for folder in folders for one in folder.manifest.runs), *status]))
+    pending = [fingerprint for fingerprint in planned if status.get(fingerprint) not in record.TERMINAL]
+    schema: dict[str, type[pl.DataType]] = {**COLUMNS, **dict.fromkeys(quantities, pl.Float64)}
+    table = pl.DataFrame(rows, schema=schema)
+    return FolderRuns(
+        table,
+        _metrics_seen(runs, table, quantities),
+        not pending,
+        (*twice, *_pending_warning(planned, pending, status), *_mixture_warnings(runs)),
+    )
+
+
+@dataclass(frozen=True)
+class _Run:
+    folder: Path
+    named: str
+    summary: _Summary
+    config: _Config
+    flat: Mapping[str, Any]
+
+    @property
+    def metrics(self) -> Path:
+        return record.RunFolder(self.folder).metrics
+
+
+def _read_runs(folder: SweepRecords, prefix: bool) -> list[_Run]:
+    runs = [_read_run(one.path, folder, prefix) for one in record.run_folders(folder.path)]
+    _refuse_duplicates(runs)
+    return runs
+
+
+def _read_run(path: Path, folder: SweepRecords, prefix: bool) -> _Run:
+    summary = _parsed(_Summary, path / "summary.json", _content(path / "summary.json"))
+    config_path = path / "config.json"
+    config = _content(config_path).get("config")
+    if not isinstance(config, Mapping):
+        raise InputError("file", config_path, "holds no `config`", "Restore it, or delete its folder.")
+    flat = record.flatten(config)
+    values = {name: flat[key] for name, key in _CONFIG_KEYS.items() if key in flat}
+    named = (path if prefix else path.relative_to(folder.path)).as_posix()
+    return _Run(path, named, summary, _parsed(_Config, config_path, values, _CONFIG_KEYS), flat)
+
+
+def _row(run: _Run) -> dict[str, Any]:
+    """One row; what the summary does not hold yet is taken from the config."""
+    row = run.summary.model_dump()
+    for key in ("n_params", "learning_rate", "seed", "data_seed"):
+        if row[key] is None:
+            row[key] = getattr(run.config, key)
+    if row["data_seed"] is None:  # null in a config means: as `seed`
+        row["data_seed"] = row["seed"]
+    return {**row, "folder": run.named}
+
+
+def _quantities_of(run: _Run, quantities: Mapping[str, Quantity]) -> dict[str, float | None]:
+    if not quantities:
+        return {}
+    with record.Metrics(run.metrics) as metrics:
+        return {name: of_metrics(quantity, metrics, run.summary.steps) for name, quantity in quantities.items()}
+
+
+def _metrics_seen(runs: Sequence[_Run], table: pl.DataFrame, quantities: Mapping[str, Quantity]) -> frozenset[str]:
+    """The metrics that the runs have; those of all quantities at least. Looked up only where a quantity is all null."""
+    empty = [name for name in quantities if table[name].null_count() == table.height]
+    seen = {quantity.metric for name, quantity in quantities.items() if name not in empty}
+    for run in runs if empty else ():
+        with record.Metrics(run.metrics) as metrics:
+            seen |= metric_names(metrics)
+    return frozenset(seen)
+
+
+def _scales(folders: Sequence[SweepRecords]) -> dict[str, Mapping[str, Any]]:
+    """The ladders of all folders as one."""
+    scales: dict[str, Mapping[str, Any]] = {}
+    for folder in folders:
+        for name, settings in folder.manifest.scales.items():
+            if scales.setdefault(name, settings) != settings:
+                raise InputError(
+                    "source",
+                    folder.path,
+                    f"has a scale {name} of {settings}, which is {scales[name]} in another source",
+                    "Analyse them one by one, or rename the scale in a sweep.json.",
+                )
+    return scales
+
+
+def _each_once(runs: Sequence[_Run]) -> tuple[list[_Run], list[str]]:
+    """The runs of several folders, each fingerprint once, and a warning of those that stood in several."""
+    kept: dict[str, _Run] = {}
+    twice: list[_Run] = []
+    for run in runs:
+        other = kept.setdefault(run.summary.fingerprint, run)
+        if other is run:
+            continue
+        twice.append(run)
+        done = [one for one in (other, run) if one.summary.status in record.TERMINAL]
+        if len(done) == 2 and other.summary != run.summary:
+            raise InputError(
+                "fingerprint",
+                run.summary.fingerprint,
+                f"has other results in {run.folder} than in {other.folder}",
+                "Leave one of the two sources out.",
+            )
+        kept[run.summary.fingerprint] = done[0] if done else other
+    if not twice:
+        return list(kept.values()), []
+    first = twice[0]
+    return list(kept.values()), [
+        f"{len(twice)} runs are in more than one source, and counted once ({first.summary.fingerprint} in "
+        f"{kept[first.summary.fingerprint].named} and elsewhere)."
+    ]
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        return record.read_json(path)
+    except OSError as error:
+        raise InputError(
+            "file", path, f"cannot be read ({error.strerror})", "Restore it, or delete its folder."
+        ) from error
+
+
+def _parsed(
+    model: type[_Model], path: Path, content: Mapping[str, Any], names: Mapping[str, str] | None = None
+) -> _Model:
+    """The content of a file checked for the types that the analysis relies on."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        key = (names or {}).get(field, field)
+        raise InputError(
+            "file", path, f"is damaged at `{key}` ({first['msg']})", "Restore it, or delete its folder."
+        ) from error
+
+
+def _refuse_duplicates(runs: Sequence[_Run]) -> None:
+    folders: dict[str, Path] = {}
+    for run in runs:
+        other = folders.setdefault(run.summary.fingerprint, run.folder)
+        if other != run.folder:
+            raise InputError(
+                "fingerprint", run.summary.fingerprint, f"is in two folders, {other} and {run.folder}", "Delete one."
+            )
+
+
+def _pending_warning(planned: Sequence[str], pending: Sequence[str], status: Mapping[str, str]) -> Iterator[str]:
+    if pending:
+        counts = Counter(status.get(fingerprint, "not started") for fingerprint in pending)
+        states = ", ".join(f"{state}: {count}" for state, count in sorted(counts.items()))
+        yield f"{len(pending)} of {len(planned)} planned runs have no result yet and are not counted ({states})."
+
+
+_SAME_OVER_RUNS = ("device", "backend", "lanes", "versions.jax", "versions.stability")
+"""What changes rounding at least: near the stability edge, that can change a result."""
+
+
+def _mixture_warnings(runs: Sequence[_Run]) -> Iterator[str]:
+    """One warning for each thing outside the fingerprint that differs between starts and may show in a curve."""
+    paths = [run.folder / "provenance.json" for run in runs]
+    starts = [record.flatten(start) for path in paths if path.exists() for start in _content(path).get("starts", [])]
+    for key in _SAME_OVER_RUNS:
+        values = sorted({str(start[key]) for start in starts if key in start})
+        if len(values) > 1:
+            yield f"The runs mix {key}: {', '.join(values)}. Differences near the stability edge may come from that."
