@@ -34,6 +34,7 @@ class Cell:
         diverged: non-finite, or worse at the end than at initialisation.
         losses_initial: loss at initialisation of each seed, NaN where unknown.
         left_out: learning rates with results for some seeds only.
+        seeds: (seed, data seed) of each row of the matrices; a data seed is None where the table does not say it.
     """
 
     arm: str
@@ -44,6 +45,7 @@ class Cell:
     diverged: Bool[np.ndarray, "S K"]
     losses_initial: Float[np.ndarray, " S"]
     left_out: tuple[float, ...]
+    seeds: tuple[tuple[int, int | None], ...]
 
     @property
     def key(self) -> dict[str, Any]:
@@ -160,6 +162,7 @@ def _cell(key: tuple[Any, ...], runs: pl.DataFrame) -> Cell:
         diverged=_matrix((seat["diverged"] for seat in seats), shape).astype(bool),
         losses_initial=_matrix((replica["loss_initial"].head(1) for replica in replicas), (len(replicas), 1))[:, 0],
         left_out=tuple(sorted(set().union(*grids) - set(common))),
+        seeds=tuple(replica.select(_REPLICA).row(0) for replica in replicas),
     )
 
 
