@@ -5,6 +5,7 @@
     runs = stability.load("results/quickstart")     # a table, one row a run
     stability.sensitivity(runs)                     # LR sensitivity by arm and scale
     stability.max_stable_learning_rate(runs)
+    stability.forecast_stable_edge(runs, [1e9])     # where it will be at 1e9 parameters, with a back-test
 
 These import no JAX.
 """
@@ -12,10 +13,31 @@ These import no JAX.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stability.analysis import analyze, curves, load, max_stable_learning_rate, sensitivity
+    from stability.analysis import (
+        analyze,
+        best_learning_rate,
+        curves,
+        forecast_stable_edge,
+        load,
+        max_stable_learning_rate,
+        sensitivity,
+        sensitivity_scaling,
+        stable_edge_fit,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "analyze", "curves", "load", "max_stable_learning_rate", "sensitivity"]
+__all__ = [
+    "__version__",
+    "analyze",
+    "best_learning_rate",
+    "curves",
+    "forecast_stable_edge",
+    "load",
+    "max_stable_learning_rate",
+    "sensitivity",
+    "sensitivity_scaling",
+    "stable_edge_fit",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,28 +14,39 @@ from stability.errors import InputError
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 EPILOG = """\
 keys
-  source=PATH               a results folder, or a CSV with the columns n_params, learning_rate, loss
-                            and, if you have them, arm, seed, loss_initial
+  source=PATH[,PATH...]     results folders, or CSV or Parquet tables with the columns n_params, learning_rate, loss
+                            and, if you have them, arm, seed, loss_initial, status, step, attention_logit_max; every
+                            other numeric column is a quantity
+  column.NAME=COLUMN        what a table calls the column NAME: column.loss=test_loss column.arm=variant,width
+  claims=FILE.yaml          claims to test, and quantities to read (docs/statistics.md)
   output_dir=DIR            where summary.json and analysis/ go; by default the results folder itself,
                             or analysis/NAME for NAME.csv
+  forecast_n_params=N,...   sizes at which to forecast the highest stable learning rate
   unstable_excess=0.5       nats above the best loss from which a run counts as unstable
+  loss_noise=0.03           how much a run's final loss varies from seed to seed (standard deviation, nats),
+                            for where there is one seed
   learning_rate_min=X       narrows the range of learning rates that sensitivity is taken over
   learning_rate_max=X
 
-example
+examples
   python -m stability.analyze source=results/quickstart output_dir=/tmp/again
+  python -m stability.analyze source=runs.csv column.learning_rate=lr column.loss=eval_loss claims=claims.yaml
 """
+COLUMN = "column."
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisSettings:
-    """The keys of the command line."""
+    """The keys of the command line, but for `column.NAME`."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     source: str
     output_dir: str | None = None
+    claims: str | None = None
+    forecast_n_params: tuple[PositiveFloat, ...] = ()
     unstable_excess: PositiveFloat = 0.5
+    loss_noise: PositiveFloat = 0.03
     learning_rate_min: PositiveFloat | None = None
     learning_rate_max: PositiveFloat | None = None
 
@@ -50,37 +61,60 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE")
     try:
-        return _analyze(_settings(parser.parse_args(arguments).settings))
+        given = _given(parser.parse_args(arguments).settings)
+        aliases = {key.removeprefix(COLUMN): value for key, value in given.items() if key.startswith(COLUMN)}
+        return _analyze(_settings({key: value for key, value in given.items() if not key.startswith(COLUMN)}), aliases)
     except InputError as error:
         return report(error)
 
 
-def _settings(words: list[str]) -> AnalysisSettings:
-    from stability.typed import from_mapping
-
+def _given(words: list[str]) -> dict[str, str]:
     for word in words:
         if "=" not in word:
             raise InputError("argument", word, "is not KEY=VALUE", f"Did you mean source={word}?")
-    given = dict(word.split("=", 1) for word in words)
+    return dict(word.split("=", 1) for word in words)
+
+
+def _settings(given: dict[str, str]) -> AnalysisSettings:
+    from stability.typed import from_mapping
+
     if "source" not in given:
         raise InputError("source", "", "is missing", "Say what to analyse: source=results/NAME or source=FILE.csv.")
-    return from_mapping(AnalysisSettings, given)
+    listed = {"forecast_n_params": given["forecast_n_params"].split(",")} if "forecast_n_params" in given else {}
+    return from_mapping(AnalysisSettings, {**given, **listed})
 
 
-def _analyze(settings: AnalysisSettings) -> int:
-    from stability.analysis import analyze, format_table
+def _sources(text: str) -> list[Path]:
+    """The paths of a list; a path that itself holds a comma is one."""
+    whole = Path(text).expanduser()
+    return [whole] if whole.exists() else [Path(part.strip()).expanduser() for part in text.split(",")]
 
-    source = Path(settings.source).expanduser()
-    default = source if source.is_dir() else Path("analysis") / source.stem
+
+def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
+    from stability.analysis import analyze, format_claims, format_table
+    from stability.analysis.definitions import Definitions, read_definitions
+
+    sources = _sources(settings.source)
+    definitions = read_definitions(Path(settings.claims).expanduser()) if settings.claims else Definitions({}, {})
+    default = sources[0] if sources[0].is_dir() else Path("analysis") / sources[0].stem
+    if len(sources) > 1:
+        default = Path("analysis") / "+".join(source.stem for source in sources)
     output = Path(settings.output_dir).expanduser() if settings.output_dir else default
     summary = analyze(
-        source,
+        sources,
         output,
+        aliases=aliases,
+        quantities=definitions.quantities,
+        claims=definitions.claims,
+        forecast_n_params=settings.forecast_n_params,
         unstable_excess=settings.unstable_excess,
+        loss_noise=settings.loss_noise,
         learning_rate_min=settings.learning_rate_min,
         learning_rate_max=settings.learning_rate_max,
     )
     print(format_table(summary))
+    if summary["claims"]:
+        print("\n" + format_claims(summary))
     print(f"\nResults: {output}   (summary.json, analysis/)")
     return 0
 

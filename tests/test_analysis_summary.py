@@ -90,7 +90,7 @@ def test_analysing_again_replaces_and_drops_figures_without_data(tmp_path: Path)
     result = analyze(one, out)
     assert written(out) == result
     assert {path.stem for path in (out / "analysis").iterdir()} == {"loss_by_learning_rate"}
-    assert format_table(result).splitlines()[-1].split() == ["10", "-", "≥", "0.1", "-"]
+    assert format_table(result).splitlines()[-1].split() == ["10", "-", "0.1", "(end", "of", "grid)", "≥", "0.1", "-"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_sweep_without_results_yet(tmp_path: Path) -> None:
     assert result["max_stable_learning_rate"][0]["lower"] is None
     assert list((sweep / "analysis").iterdir()) == []
     assert len(load(sweep)) == 1  # the summary beside the records does not disturb them
-    assert format_table(result).splitlines()[-1].split()[1:] == ["24.6k", "-", "-", "-"]
+    assert format_table(result).splitlines()[-1].split()[1:] == ["24.6k", "-", "-", "-", "-"]
 
 
 @pytest.mark.parametrize("content", ['{"schema_version": 1, "sweep": "other"}', "{", "[]", '{"fingerprint": "a"}'])
@@ -150,12 +150,12 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
 def test_format_table(tmp_path: Path) -> None:
     lines = format_table(analyze(csv(tmp_path), tmp_path)).splitlines()
     assert lines == [
-        "scale  arm       sensitivity (mean)  highest stable LR         max attention logit",
-        "-----  --------  ------------------  ------------------------  -------------------",
-        "2k     none                   0.250  ≥ 0.3                                 5.0e+05",
-        "       per_head               0.250  ≥ 0.3                                 5.0e+05",
-        "9k     none                   1.145  0.03 (unstable from 0.3)              5.0e+05",
-        "       per_head               0.250  ≥ 0.3                                 5.0e+05",
+        "scale  arm       sensitivity (mean)    best LR  highest stable LR         max attention logit",
+        "-----  --------  --------------------  -------  ------------------------  -------------------",
+        "2k     none      0.250 [0.220, 0.280]    0.014  ≥ 0.3                                 5.0e+05",
+        "       per_head  0.250 [0.220, 0.280]    0.014  ≥ 0.3                                 5.0e+05",
+        "9k     none      1.145 [1.117, 1.173]    0.014  0.03 (unstable from 0.3)              5.0e+05",
+        "       per_head  0.250 [0.220, 0.280]    0.014  ≥ 0.3                                 5.0e+05",
     ]
 
 

@@ -1,11 +1,14 @@
 """What a sweep's records, or any table of runs, say about stability. Imports no JAX.
 
-`load` gives a table with one row a run; `sensitivity`, `curves` and `max_stable_learning_rate` work on any such table;
-`analyze` does all of it and writes the results down.
+`load` gives a table with one row a run; the measures (`sensitivity`, `best_learning_rate`, `max_stable_learning_rate`
+and the others) work on any such table; `analyze` does all of it and writes the results down.
 """
 
+from stability.analysis.best_learning_rate import best_learning_rate
 from stability.analysis.cells import Cell, capped, cells, outcomes
+from stability.analysis.edge_fit import forecast_stable_edge, stable_edge_fit
 from stability.analysis.load import COLUMNS, Source, load, read
+from stability.analysis.scaling import sensitivity_scaling
 from stability.analysis.sensitivity import (
     ESTIMATORS,
     Estimator,
@@ -14,20 +17,27 @@ from stability.analysis.sensitivity import (
     sensitivity_of,
     sensitivity_warnings,
 )
-from stability.analysis.stable_edge import UNSTABLE_EXCESS, max_stable_learning_rate
-from stability.analysis.summary import analyze, format_table
+from stability.analysis.stable_edge import UNSTABLE_EXCESS, max_stable_learning_rate, stable_edge_brackets
+from stability.analysis.summary import analyze
+from stability.analysis.terminal import format_claims, format_table
+from stability.analysis.uncertainty import INTERVAL_LEVEL, LOSS_NOISE
 
 __all__ = [
     "COLUMNS",
     "ESTIMATORS",
+    "INTERVAL_LEVEL",
+    "LOSS_NOISE",
     "UNSTABLE_EXCESS",
     "Cell",
     "Estimator",
     "Source",
     "analyze",
+    "best_learning_rate",
     "capped",
     "cells",
     "curves",
+    "forecast_stable_edge",
+    "format_claims",
     "format_table",
     "load",
     "max_stable_learning_rate",
@@ -35,5 +45,8 @@ __all__ = [
     "read",
     "sensitivity",
     "sensitivity_of",
+    "sensitivity_scaling",
     "sensitivity_warnings",
+    "stable_edge_brackets",
+    "stable_edge_fit",
 ]

@@ -81,7 +81,7 @@ def attention_logit_max_by_learning_rate(table: pl.DataFrame) -> Chart | None:
 
 
 def sensitivity_by_n_params(sensitivity: pl.DataFrame) -> Chart | None:
-    """LR sensitivity (the paper's estimator, `mean`) against model size, a line an arm.
+    """LR sensitivity (the paper's estimator, `mean`) against model size, a line an arm, its 90 % intervals as bars.
 
     Args:
         sensitivity: as `stability.sensitivity` returns it.
@@ -93,7 +93,8 @@ def sensitivity_by_n_params(sensitivity: pl.DataFrame) -> Chart | None:
     sizes = rows["n_params"]
     low, high = _span(sizes, 1.4)
     legend = alt.Legend(title=None, orient="top", direction="vertical", labelLimit=0, symbolType="circle")
-    base = alt.Chart(rows.select("arm", "scale", "n_params", "value")).encode(
+    known = rows["interval_low"].is_not_null()
+    base = alt.Chart(rows.select("arm", "scale", "n_params", "value", "interval_low", "interval_high")).encode(
         x=alt.X("n_params:Q")
         .title("Parameters without embedding and head")
         .scale(type="log", domain=[low, high], nice=False)
@@ -103,12 +104,25 @@ def sensitivity_by_n_params(sensitivity: pl.DataFrame) -> Chart | None:
         .scale(domain=arms, **_arm_colours(len(arms)))
         .legend(legend if len(arms) > 1 else None),
     )
-    chart = alt.layer(base.mark_line(strokeWidth=2.5), base.mark_point(filled=True, size=70, opacity=1)).properties(
+    bars = base.transform_filter(alt.datum.interval_low != None)  # noqa: E711 (an expression of Vega)
+    layers = [
+        base.mark_line(strokeWidth=2.5),
+        base.mark_point(filled=True, size=70, opacity=1),
+        bars.mark_rule(strokeWidth=1.5).encode(y=alt.Y("interval_low:Q"), y2="interval_high:Q"),
+    ]
+    notes = ["estimator: mean over the grid", *_bars_note(rows.filter(known)["basis"])]
+    chart = alt.layer(*layers).properties(
         width=440,
         height=300,
-        title=alt.Title("Learning-rate sensitivity by model size", subtitle="estimator: mean over the grid"),
+        title=alt.Title("Learning-rate sensitivity by model size", subtitle="; ".join(notes)),
     )
     return _styled(chart)
+
+
+def _bars_note(bases: pl.Series) -> list[str]:
+    """What the bars rest on, in words; nothing where there are none."""
+    words = {"seeds": "bars: 90 % over seeds", "noise_floor": "bars: 90 % by the declared noise of one run"}
+    return [words[basis] for basis in ("seeds", "noise_floor") if (bases == basis).any()]
 
 
 def save(chart: Chart, folder: Path, name: str) -> None:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
-from stability.analysis.cells import Cell, cells
+from stability.analysis.cells import Cell, cells, outcomes
 from stability.errors import InputError
 
 UNSTABLE_EXCESS = 0.5
@@ -37,8 +37,7 @@ def max_stable_learning_rate(table: pl.DataFrame, unstable_excess: float = UNSTA
     Raises:
         InputError: `unstable_excess` is not a positive number, or as `stability.analysis.cells.cells`.
     """
-    if not 0 < unstable_excess < math.inf:
-        raise InputError("unstable_excess", unstable_excess, "is not a positive number", "Give one, in nats per token.")
+    _check(unstable_excess)
     schema = {
         "arm": pl.String,
         "scale": pl.String,
@@ -48,6 +47,62 @@ def max_stable_learning_rate(table: pl.DataFrame, unstable_excess: float = UNSTA
         "fraction_unstable": pl.Float64,
     }
     return pl.DataFrame([{**cell.key, **_edge(cell, unstable_excess)} for cell in cells(table)], schema=schema)
+
+
+def stable_edge_brackets(table: pl.DataFrame, unstable_excess: float = UNSTABLE_EXCESS) -> pl.DataFrame:
+    """The highest stable LR of every *seed*, as the bracket (lower, upper] of the LR grid that its edge lies in.
+
+    What `max_stable_learning_rate` says of a cell of one seed, with no vote, and on the whole grid of that seed, also
+    at LRs that the others lack: a finer grid of one seed is a narrower bracket, which a fit can use.
+
+    Args:
+        table: as for `max_stable_learning_rate`.
+        unstable_excess: nats per token, positive.
+
+    Returns:
+        Columns arm, scale, n_params, seed, lower, upper; one row for each pair of seed and data seed with a result.
+        `upper` null: no LR was unstable, the edge is above `lower` (right-censored). `lower` null: none was stable, the
+        edge is below `upper` (left-censored).
+
+    Raises:
+        InputError: as `max_stable_learning_rate`.
+    """
+    _check(unstable_excess)
+    replica = ["arm", "n_params", "scale", "seed", "data_seed"]
+    runs = outcomes(table).sort(*replica, "learning_rate").group_by(replica, maintain_order=True)
+    rows = []
+    for row in runs.agg("learning_rate", "loss", "diverged").iter_rows(named=True):
+        cell = _of_one_seed(row)
+        edge = _edge(cell, unstable_excess)
+        rows.append({**cell.key, "seed": row["seed"], "lower": edge["lower"], "upper": edge["upper"]})
+    schema = {
+        "arm": pl.String,
+        "scale": pl.String,
+        "n_params": pl.Int64,
+        "seed": pl.Int64,
+        "lower": pl.Float64,
+        "upper": pl.Float64,
+    }
+    return pl.DataFrame(rows, schema=schema)
+
+
+def _of_one_seed(row: dict[str, Any]) -> Cell:
+    return Cell(
+        arm=row["arm"],
+        scale=row["scale"],
+        n_params=row["n_params"],
+        learning_rates=np.array(row["learning_rate"], float),
+        losses=np.array([row["loss"]], float),
+        diverged=np.array([row["diverged"]], bool),
+        losses_initial=np.array([math.nan]),  # the losses are capped already
+        left_out=(),
+        seeds=((row["seed"], row["data_seed"]),),
+    )
+
+
+def _check(unstable_excess: float) -> None:
+    if not 0 < unstable_excess < math.inf:
+        raise InputError("unstable_excess", unstable_excess, "is not a positive number", "Give one, in nats per token.")
 
 
 def _edge(cell: Cell, unstable_excess: float) -> dict[str, Any]:
@@ -67,6 +122,20 @@ def _edge(cell: Cell, unstable_excess: float) -> dict[str, Any]:
         "upper": float(cell.learning_rates[upper]),
         "fraction_unstable": float(fraction[upper]),
     }
+
+
+def unstable(cell: Cell, unstable_excess: float = UNSTABLE_EXCESS) -> Bool[np.ndarray, "S K"]:
+    """Which runs of a cell are unstable: see `max_stable_learning_rate`; none at or below the cell's best LR.
+
+    Args:
+        cell: S seeds by K learning rates.
+        unstable_excess: nats per token, positive.
+    """
+    if not cell.losses.size:
+        return np.zeros(cell.losses.shape, bool)
+    losses = np.where(np.isfinite(cell.losses), cell.losses, np.inf)
+    above_best = np.arange(len(cell.learning_rates)) > _best(cell, losses)
+    return np.asarray(_unstable(cell, losses, unstable_excess) & above_best)
 
 
 def _unstable(cell: Cell, losses: Float[np.ndarray, "S K"], unstable_excess: float) -> Any:

@@ -1,4 +1,4 @@
-"""The results of a sweep as one file, one table for the terminal, and figures."""
+"""The results of a sweep as one file and its figures: everything the analysis measures, put together."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,13 +8,19 @@ from typing import Any
 import polars as pl
 
 from stability.analysis import figures
-from stability.analysis.load import Source, read, size_name
+from stability.analysis.best_learning_rate import best_learning_rate
+from stability.analysis.claims import Claim, judge, parse_claims
+from stability.analysis.claims.results import Results
+from stability.analysis.edge_fit import forecast_stable_edge, stable_edge_fit
+from stability.analysis.load import Definitions, Paths, Source, read
+from stability.analysis.scaling import sensitivity_scaling
 from stability.analysis.sensitivity import sensitivity, sensitivity_warnings
+from stability.analysis.source import COLUMNS
 from stability.analysis.stable_edge import UNSTABLE_EXCESS, max_stable_learning_rate
+from stability.analysis.uncertainty import INTERVAL_LEVEL, LOSS_NOISE
 from stability.errors import InputError
-from stability.tracking.record import SCHEMA_VERSION, TERMINAL, without_nonfinite, write_json
+from stability.tracking.record import SCHEMA_VERSION, without_nonfinite, write_json
 
-INTERVAL_LEVEL = 0.9
 FIGURES = "analysis"
 SUMMARY = "summary.json"
 
@@ -37,21 +43,31 @@ _RUN_KEYS = (
 
 
 def analyze(
-    source: str | Path,
+    source: Paths,
     output_dir: str | Path,
     *,
+    aliases: Mapping[str, str] | None = None,
+    quantities: Definitions | None = None,
+    claims: Mapping[str, Mapping[str, Any]] | None = None,
+    forecast_n_params: Sequence[float] = (),
     unstable_excess: float = UNSTABLE_EXCESS,
+    loss_noise: float = LOSS_NOISE,
     learning_rate_min: float | None = None,
     learning_rate_max: float | None = None,
 ) -> dict[str, Any]:
-    """Measure the runs of a source; write `summary.json` and the figures under `analysis/` into a folder.
+    """Measure the runs of one or several sources; write `summary.json` and the figures under `analysis/` into a folder.
 
     Everything is read, measured and checked before anything is written; summary.json is written last.
 
     Args:
-        source: a sweep's results folder or a CSV file.
+        source: results folders, CSV or Parquet tables.
         output_dir: made if it does not exist. A summary of the same sweep in it is replaced.
+        aliases: see `stability.analysis.read`.
+        quantities: see `stability.analysis.read`.
+        claims: name -> fields (`stability.analysis.claims`), beside those of the sources.
+        forecast_n_params: sizes at which to forecast the highest stable LR.
         unstable_excess: see `max_stable_learning_rate`, which uses the whole grid.
+        loss_noise: the declared noise floor of one run's final loss, for cells of one seed.
         learning_rate_min: see `sensitivity`.
         learning_rate_max: see `sensitivity`.
 
@@ -59,19 +75,38 @@ def analyze(
         What summary.json holds: docs/records.md defines it.
 
     Raises:
-        InputError: an argument or the source is bad, the folder holds the summary of another sweep, or it cannot be
+        InputError: an argument or a source is bad, the folder holds the summary of another sweep, or it cannot be
             written to.
     """
     output = Path(output_dir)
-    found = read(source)
+    found = read(source, aliases=aliases, quantities=quantities)
     _refuse_other_sweep(output / SUMMARY, found.sweep)
-    sensitivities = sensitivity(found.table, learning_rate_min, learning_rate_max)
-    cautions = sensitivity_warnings(found.table, learning_rate_min, learning_rate_max)
-    edges = max_stable_learning_rate(found.table, unstable_excess)
-    summary = _summary(found, sensitivities, edges, cautions)
+    statements = parse_claims({**found.claims, **(claims or {})})
+    table = found.table
+    bounds = (learning_rate_min, learning_rate_max)
+    sensitivities = sensitivity(table, *bounds, loss_noise=loss_noise)
+    plain = {
+        "schema_version": SCHEMA_VERSION,
+        "sweep": found.sweep,
+        "complete": found.complete,
+        "interval_level": INTERVAL_LEVEL,
+        "loss_noise": loss_noise,
+        "unstable_excess": unstable_excess,
+        "runs": _runs(found),
+        "sensitivity": _rows(sensitivities),
+        "sensitivity_scaling": _rows(sensitivity_scaling(table, "mean", *bounds, loss_noise=loss_noise)),
+        "best_learning_rate": _rows(best_learning_rate(table, loss_noise)),
+        "max_stable_learning_rate": max_stable_learning_rate(table, unstable_excess).to_dicts(),
+        "stable_edge_fit": stable_edge_fit(table, unstable_excess).to_dicts(),
+        "forecasts": forecast_stable_edge(table, forecast_n_params, unstable_excess=unstable_excess).to_dicts(),
+        "claims": _verdicts(statements, Results(table, unstable_excess, loss_noise)),
+        "warnings": [*found.warnings, *sensitivity_warnings(table, *bounds, loss_noise=loss_noise)],
+    }
+    # The caller gets what the file holds, null for NaN included.
+    summary: dict[str, Any] = without_nonfinite(plain)
     charts = {
-        "loss_by_learning_rate": figures.loss_by_learning_rate(found.table),
-        "attention_logit_max_by_learning_rate": figures.attention_logit_max_by_learning_rate(found.table),
+        "loss_by_learning_rate": figures.loss_by_learning_rate(table),
+        "attention_logit_max_by_learning_rate": figures.attention_logit_max_by_learning_rate(table),
         "sensitivity_by_n_params": figures.sensitivity_by_n_params(sensitivities),
     }
     try:
@@ -83,25 +118,41 @@ def analyze(
     return summary
 
 
-def _summary(
-    found: Source, sensitivities: pl.DataFrame, edges: pl.DataFrame, cautions: Sequence[str]
-) -> dict[str, Any]:
-    summary = {
-        "schema_version": SCHEMA_VERSION,
-        "sweep": found.sweep,
-        "complete": found.complete,
-        "interval_level": INTERVAL_LEVEL,
-        "runs": found.table.select(_RUN_KEYS).to_dicts(),
-        "sensitivity": [
-            {**row, "interval": None}
-            for row in sensitivities.select("arm", "scale", "n_params", "estimator", "value").to_dicts()
-        ],
-        "max_stable_learning_rate": edges.to_dicts(),
-        "warnings": [*found.warnings, *cautions],
-    }
-    # The caller gets what the file holds, null for NaN included.
-    plain: dict[str, Any] = without_nonfinite(summary)
-    return plain
+def _runs(found: Source) -> list[dict[str, Any]]:
+    """Every run, its quantities in an object of their own."""
+    runs = found.table.select(_RUN_KEYS).to_dicts()
+    quantities = found.table.select(pl.exclude(*COLUMNS)).to_dicts()
+    return [{**run, "quantities": values} for run, values in zip(runs, quantities or [{}] * len(runs), strict=True)]
+
+
+def _rows(table: pl.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a measure, its two ends of an interval as one [low, high] or null."""
+    return [
+        {
+            **{key: value for key, value in row.items() if not key.startswith("interval_")},
+            "interval": None if row["interval_low"] is None else [row["interval_low"], row["interval_high"]],
+        }
+        for row in table.to_dicts()
+    ]
+
+
+def _verdicts(claims: Mapping[str, Claim], results: Results) -> list[dict[str, Any]]:
+    rows = []
+    for name, claim in claims.items():
+        found = judge(claim, results)
+        interval = None if found.interval is None else list(found.interval)
+        rows.append(
+            {
+                "name": name,
+                "kind": claim.kind,
+                "verdict": found.verdict,
+                "effect": found.effect,
+                "interval": interval,
+                "n": found.n,
+                "evidence": found.evidence,
+            }
+        )
+    return rows
 
 
 def _refuse_other_sweep(path: Path, sweep: str) -> None:
@@ -130,80 +181,3 @@ def _write(output: Path, summary: Mapping[str, Any], charts: Mapping[str, figure
             for suffix in (".svg", ".png"):
                 (folder / f"{name}{suffix}").unlink(missing_ok=True)
     write_json(output / SUMMARY, summary)
-
-
-# --- the terminal ---------------------------------------------------------------------------------------------------
-
-_MISSING = "-"
-_HEADER = ("scale", "params", "arm", "sensitivity (mean)", "highest stable LR", "max attention logit")
-_RIGHT_ALIGNED = ("params", "sensitivity (mean)", "max attention logit")
-
-
-def format_table(summary: Mapping[str, Any]) -> str:
-    """The results as an aligned text table: a line for each scale and arm, smallest scale first.
-
-    Args:
-        summary: as `analyze` returns it.
-    """
-    lines = [_table_line(summary, edge) for edge in sorted(summary["max_stable_learning_rate"], key=_by_size)]
-    needless = set()
-    if len({line["arm"] for line in lines}) < 2:
-        needless.add("arm")
-    if all(line["scale"] == line["params"] for line in lines):
-        needless.add("params")
-    header = [name for name in _HEADER if name not in needless]
-    previous: tuple[str, str] | None = None
-    for line in lines:
-        size = (line["scale"], line["params"])
-        if size == previous and "arm" in header:  # say a scale once, so that its arms read as a group
-            line["scale"] = line["params"] = ""
-        previous = size
-    return _aligned(header, [[line[name] for name in header] for line in lines])
-
-
-def _by_size(edge: Mapping[str, Any]) -> tuple[int, str, str]:
-    return edge["n_params"], edge["scale"], edge["arm"]
-
-
-def _table_line(summary: Mapping[str, Any], edge: Mapping[str, Any]) -> dict[str, str]:
-    def same_cell(row: Mapping[str, Any]) -> bool:
-        return all(row[key] == edge[key] for key in ("arm", "scale", "n_params"))
-
-    means = [row["value"] for row in summary["sensitivity"] if same_cell(row) and row["estimator"] == "mean"]
-    logits = [
-        run["attention_logit_max"]
-        for run in summary["runs"]
-        if same_cell(run) and run["status"] in TERMINAL and run["attention_logit_max"] is not None
-    ]
-    return {
-        "scale": edge["scale"],
-        "params": size_name(edge["n_params"]),
-        "arm": edge["arm"],
-        "sensitivity (mean)": _MISSING if not means or means[0] is None else f"{means[0]:.3f}",
-        "highest stable LR": _edge_text(edge["lower"], edge["upper"]),
-        "max attention logit": _compact(max(logits)) if logits else _MISSING,
-    }
-
-
-def _edge_text(lower: float | None, upper: float | None) -> str:
-    if upper is None:
-        return _MISSING if lower is None else f"≥ {lower:g}"
-    return f"none (unstable from {upper:g})" if lower is None else f"{lower:g} (unstable from {upper:g})"
-
-
-def _compact(value: float) -> str:
-    """Three digits: 23.4, 1050, 2.1e+06."""
-    return f"{value:.0f}" if 100 <= abs(value) < 1e4 else f"{value:.3g}" if abs(value) < 1e4 else f"{value:.1e}"
-
-
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.rjust(width) if name in _RIGHT_ALIGNED else cell.ljust(width)
-            for cell, width, name in zip(cells, widths, header, strict=True)
-        ]
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
