@@ -71,14 +71,29 @@ def config_class(cls: type[C]) -> type[C]:
 
 @config_class
 class ModelConfig:
-    """A decoder-only Transformer: pre-LayerNorm, rotary positions, no biases."""
+    """A decoder-only Transformer: pre-LayerNorm, rotary positions, no biases.
+
+    attention                   how logits become weights; `none` leaves the sublayer out, its norm included
+    mlp                         `none` leaves the sublayer out; without attention either, a bigram model remains
+    qk_layernorm                LayerNorm of queries and keys: not at all, in each head, or over all heads together
+    parameterization            how initialisation and learning rates follow the width, from `base_width` on
+    attention_scale_exponent    logits are q.k x head_dim^-exponent; null is what the parameterization says
+    attention_length_exponent   squared_relu's weights are relu(logit)^2 x sequence_length^-exponent
+    kappa                       queries and keys rescaled to sqrt(kappa) z / rms(z) in each head; null is not at all
+    """
 
     width: Count = 64
     depth: Count = 2
     head_dim: Count = 32
     mlp_ratio: Count = 4
+    attention: Literal["softmax", "squared_relu", "none"] = "softmax"
+    mlp: Literal["gelu", "none"] = "gelu"
     qk_layernorm: Literal["none", "per_head", "whole_width"] = "per_head"
-    parameterization: Literal["standard"] = "standard"
+    parameterization: Literal["standard", "mup_simple", "mup_intermediate", "mup_full"] = "standard"
+    base_width: Count = 256
+    attention_scale_exponent: NonNegative | None = leaf(None)
+    attention_length_exponent: NonNegative = leaf(0.5)
+    kappa: Positive | None = leaf(None)
     layernorm_eps: Positive = leaf(1e-6)
     rotary_base: Positive = leaf(1e4)
 
@@ -89,16 +104,26 @@ class ModelConfig:
 
     @property
     def n_params(self) -> int:
-        """N: parameters without embedding, head and gains; 12 x depth x width^2 at mlp_ratio 4."""
+        """N: parameters without embedding, head and gains; 12 x depth x width^2 at mlp_ratio 4.
+
+        It names the scale, so it is that of the whole model also where `attention` or `mlp` is none: what is taken out
+        of a model is compared with its siblings at the same N.
+        """
         return self.depth * (4 + 2 * self.mlp_ratio) * self.width**2
 
 
 @config_class
 class OptimizerConfig:
-    """AdamW with weight decay independent of the learning rate."""
+    """AdamW: theta <- theta - s_t (lr D + wd theta), s_t the schedule as a fraction of its peak.
+
+    weight_decay_coupling   `coupled` multiplies the decay by the learning rate too: s_t lr (D + wd theta)
+    learning_rate_scaling   `tensor_rms` multiplies each tensor's learning rate by max(its RMS, 1e-3)
+    """
 
     learning_rate: Positive = leaf(1e-2)
+    learning_rate_scaling: Literal["none", "tensor_rms"] = "none"
     weight_decay: NonNegative = leaf(1e-4)
+    weight_decay_coupling: Literal["independent", "coupled"] = "independent"
     beta1: Fraction = leaf(0.9)
     beta2: Fraction = leaf(0.95)
     eps: Positive = leaf(1e-8)
@@ -211,17 +236,11 @@ def validate(config: RunConfig) -> None:
     Raises:
         InputError: names the key, its value, the one it contradicts, and the fix.
     """
-    model, schedule, steps = config.model, config.schedule, config.training.steps
-    if model.head_dim % 2:
-        raise InputError("model.head_dim", model.head_dim, "is odd, and rotary positions turn pairs", "Make it even.")
-    if model.width % model.head_dim:
-        nearest = max(1, round(model.width / model.head_dim)) * model.head_dim
-        raise InputError(
-            "model.width",
-            model.width,
-            f"is not a multiple of model.head_dim={model.head_dim}, so heads do not divide the width",
-            f"Use a width of {nearest}, or another model.head_dim.",
-        )
+    schedule, steps = config.schedule, config.training.steps
+    if config.model.attention == "none":
+        _refuse_settings_of_attention(config.model)
+    else:
+        _refuse_heads_that_do_not_fit(config.model)
     if schedule.warmup_steps is not None and schedule.warmup_steps >= steps:
         raise InputError(
             "schedule.warmup_steps",
@@ -236,6 +255,31 @@ def validate(config: RunConfig) -> None:
             f"is below schedule.minimum_learning_rate={schedule.minimum_learning_rate}, to which the schedule decays",
             "Raise it, or lower schedule.minimum_learning_rate.",
         )
+
+
+def _refuse_heads_that_do_not_fit(model: ModelConfig) -> None:
+    if model.head_dim % 2:
+        raise InputError("model.head_dim", model.head_dim, "is odd, and rotary positions turn pairs", "Make it even.")
+    if model.width % model.head_dim:
+        nearest = max(1, round(model.width / model.head_dim)) * model.head_dim
+        raise InputError(
+            "model.width",
+            model.width,
+            f"is not a multiple of model.head_dim={model.head_dim}, so heads do not divide the width",
+            f"Use a width of {nearest}, or another model.head_dim.",
+        )
+
+
+def _refuse_settings_of_attention(model: ModelConfig) -> None:
+    """Where there is no attention: what is null unless someone asks for it. Settings with a default say nothing."""
+    for name in ("kappa", "attention_scale_exponent"):
+        if (value := getattr(model, name)) is not None:
+            raise InputError(
+                f"model.{name}",
+                value,
+                "acts on attention, and model.attention=none leaves that out",
+                f"Leave model.{name} at null, or choose an attention.",
+            )
 
 
 def to_leaves(config: RunConfig) -> RunConfig:

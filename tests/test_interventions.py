@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
+from quick import QUICKLY, quiet_step
 
 from stability.command_line import config_folders, run_hydra
 from stability.config import RunConfig, resolve, to_leaves, to_mapping, validate
@@ -29,24 +30,21 @@ INTERVENTIONS = sorted(path.stem for path in (SWEEPS / "intervention").glob("*.y
 SWEEP_NAMES = sorted(path.stem for path in (SWEEPS / "sweep").glob("*.yaml"))
 
 VOCABULARY, CAPACITY, LOOK_AT = 32, 20, 3
-# Two heads, so that per head and whole width differ; 40 steps, so that warm-up (5 %) is 2 of them, not 0.
+# The lengths are the ladder's, so that an intervention may scale them. Two heads, so that per head and whole width
+# differ; 40 steps, so that warm-up (5 %) is 2 of them, not 0.
+LADDER = {"steps": 40, "batch_size": 2}
 TINY = [
     "model.width=16",
     "model.depth=1",
     "model.head_dim=8",
     "training.sequence_length=8",
-    "training.batch_size=2",
-    "training.steps=40",
+    *(f"ladder.{key}={value}" for key, value in LADDER.items()),
 ]
-TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (CAPACITY, 2, 9), dtype=np.int32)
+TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (CAPACITY, 4, 9), dtype=np.int32)
 
-# One executable for each structure, whatever the number of steps: what differs below is never the program. LLVM does
-# without its optimisations, which take longer than these few steps.
-QUICKLY = {"xla_backend_optimization_level": 0}
-start = jax.jit(initial_state, compiler_options=QUICKLY)
+# One executable for each structure, whatever the number of steps: what differs below is never the program.
 forward = jax.jit(advance, compiler_options=QUICKLY)
-start_lanes = jax.jit(jax.vmap(initial_state), compiler_options=QUICKLY)
-forward_lanes = jax.jit(jax.vmap(advance, in_axes=(0, 0, None, None, None)), compiler_options=QUICKLY)
+step_lanes = jax.jit(jax.vmap(quiet_step, in_axes=(0, 0, None)), compiler_options=QUICKLY)
 
 
 @functools.cache
@@ -66,13 +64,16 @@ def compose(*arguments: str) -> Request:
     return request
 
 
+def resolved(name: str | None) -> RunConfig:
+    """A tiny run with the intervention of that name, None for the baseline."""
+    (config,) = compose(*TINY, *([f"+intervention={name}"] if name else [])).configs
+    return resolve(config, corpus="test", vocabulary_size=VOCABULARY)
+
+
 @pytest.fixture
 def pair(request: pytest.FixtureRequest) -> tuple[RunConfig, RunConfig]:
     """A tiny baseline and the same run with the intervention, both resolved."""
-    (baseline,) = compose(*TINY).configs
-    (changed,) = compose(*TINY, f"+intervention={request.param}").configs
-    facts = {"corpus": "test", "vocabulary_size": VOCABULARY}
-    return resolve(baseline, **facts), resolve(changed, **facts)
+    return resolved(None), resolved(request.param)
 
 
 def header(path: Path) -> list[str]:
@@ -91,9 +92,9 @@ def look_at(name: str) -> int:
 def trained(config: RunConfig, counts: list[int]) -> Any:
     """(state, metrics of the last dispatch, observations) after dispatches of the given lengths, by way of the host."""
     leaves = to_leaves(config)
-    state, done, result = start(leaves), 0, None
+    state, done, result = initial_state(leaves), 0, None
     for count in counts:
-        tokens = np.roll(TOKENS, -done, axis=0)
+        tokens = np.roll(TOKENS[:, : config.training.batch_size], -done, axis=0)
         result = jax.device_get(forward(leaves, state, tokens, np.int32(count), np.bool_(True)))
         state, done = result[0], done + count
     return result
@@ -108,7 +109,7 @@ def differs(a: Any, b: Any) -> bool:
 
 
 def test_there_are_interventions_and_sweeps() -> None:
-    assert {"qk_layernorm_none", "z_loss_none", "warmup_none"} <= set(INTERVENTIONS)
+    assert {"qk_layernorm_none", "z_loss_none", "warmup_none", "bigram", "mup_full"} <= set(INTERVENTIONS)
     assert "quickstart" in SWEEP_NAMES
 
 
@@ -120,11 +121,16 @@ def test_the_header_gives_the_claim_its_source_and_the_command(name: str) -> Non
     assert re.search(rf"python -m stability\.run .*\+intervention=\[?.*{name}", text)
 
 
-@pytest.mark.parametrize(("pair", "name"), [(n, n) for n in INTERVENTIONS], indirect=["pair"], ids=INTERVENTIONS)
-def test_it_changes_what_its_file_says_and_nothing_else(pair: tuple[RunConfig, RunConfig], name: str) -> None:
-    before, after = (flatten(to_mapping(config)) for config in pair)
-    said = flatten(OmegaConf.to_container(OmegaConf.load(SWEEPS / f"intervention/{name}.yaml")))  # type: ignore[arg-type]
-    assert {key: value for key, value in after.items() if value != before[key]} == said
+@pytest.mark.parametrize("name", INTERVENTIONS)
+def test_it_changes_what_its_file_says_and_nothing_else(name: str) -> None:
+    """Before anything is resolved: what follows from a change, such as a warm-up of 5 %, is no part of it."""
+    (baseline,), (changed,) = (compose(*TINY, *more).configs for more in ([], [f"+intervention={name}"]))
+    before, after = flatten(to_mapping(baseline)), flatten(to_mapping(changed))
+    file = OmegaConf.load(SWEEPS / f"intervention/{name}.yaml")
+    said = flatten(OmegaConf.to_container(file))  # type: ignore[arg-type]
+    whole = OmegaConf.merge(to_mapping(baseline), {"ladder": LADDER}, file)  # what `${...}` in the file refers to
+    values = flatten(OmegaConf.to_container(whole, resolve=True))  # type: ignore[arg-type]
+    assert {key: value for key, value in after.items() if value != before[key]} == {key: values[key] for key in said}
 
 
 @pytest.mark.parametrize(("pair", "name"), [(n, n) for n in INTERVENTIONS], indirect=["pair"], ids=INTERVENTIONS)
@@ -150,11 +156,15 @@ def test_in_a_lane_it_trains_as_it_does_alone(pair: tuple[RunConfig, RunConfig])
     baseline, changed = pair
     # Beside the baseline where they share a program; beside itself where the intervention shapes another.
     beside = baseline if jax.tree.structure(baseline) == jax.tree.structure(changed) else changed
-    leaves = jax.tree.map(lambda *x: np.stack(x), to_leaves(beside), to_leaves(changed))
-    state, metrics, _ = forward_lanes(leaves, start_lanes(leaves), TOKENS, np.int32(LOOK_AT), np.bool_(True))
+    leaves, state = (
+        jax.tree.map(lambda *x: np.stack(x), *trees)
+        for trees in zip(*((to_leaves(c), initial_state(to_leaves(c))) for c in (beside, changed)), strict=True)
+    )
+    for tokens in TOKENS[:LOOK_AT, : changed.training.batch_size]:
+        state, metrics = step_lanes(leaves, state, tokens)
     alone_state, alone_metrics, _ = trained(changed, [LOOK_AT])
     lane = jax.tree.map(lambda x: np.asarray(x)[1], (state.parameters, metrics))
-    alone = (alone_state.parameters, alone_metrics)
+    alone = (alone_state.parameters, jax.tree.map(lambda series: series[LOOK_AT - 1], alone_metrics))
     for x, y in zip(jax.tree.leaves(lane), jax.tree.leaves(alone), strict=True):
         # Adam's first steps divide gradients by themselves: where one is all rounding, so is its sign.
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)

@@ -1,17 +1,20 @@
 """The model against float64 NumPy: logits, loss, gradients, observations, initialisation, invariances, precision."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple, get_args, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+from quick import QUICKLY
 
 from stability.config import ModelConfig, RunConfig, to_leaves
-from stability.model.layers import rotate
-from stability.model.parameterization import TRUNCATED_NORMAL_STD
+from stability.model.layers import ATTENTIONS, MLPS, rescale, rotate
+from stability.model.parameterization import PARAMETERIZATIONS, TRUNCATED_NORMAL_STD
 from stability.model.transformer import apply, initialise, parameter_kinds
 from stability.training.loss import Loss, loss
 from stability.training.step import initial_state, step
@@ -26,13 +29,12 @@ RTOL = 2e-5
 pytestmark = pytest.mark.usefixtures("strict_numerics")
 
 
-def small(scope: str = "per_head", precision: str = "float32") -> RunConfig:
+def small(precision: str = "float32", **model: Any) -> RunConfig:
     """Two blocks of two heads; eps and rotary base large enough to matter."""
     return from_mapping(
         RunConfig,
         {
-            "model": {"width": 16, "depth": 2, "head_dim": 8, "qk_layernorm": scope, "layernorm_eps": 1e-2}
-            | {"rotary_base": 50.0},
+            "model": {"width": 16, "depth": 2, "head_dim": 8, "layernorm_eps": 1e-2, "rotary_base": 50.0} | model,
             "loss": {"z_loss": 0.05},
             "training": {"steps": 20, "batch_size": BATCH, "sequence_length": TIME, "precision": precision},
             "schedule": {"warmup_steps": 0},
@@ -63,7 +65,7 @@ class Measured(NamedTuple):
     gradients: Any
 
 
-@jax.jit
+@partial(jax.jit, compiler_options=QUICKLY)
 def measure(config: RunConfig, parameters: Any, tokens: Any, observe: Any) -> Measured:
     def objective(parameters: Any) -> Any:
         logits, seen = apply(config, parameters, tokens[:, :-1], observe)
@@ -86,13 +88,42 @@ class Case(NamedTuple):
 
 @pytest.fixture(scope="module", params=SCOPES)
 def case(request: pytest.FixtureRequest) -> Case:
-    config = small(request.param)
+    """Two blocks with each kind of qk-layernorm."""
+    config = small(qk_layernorm=request.param)
+    return Case(config, spread_parameters(config))
+
+
+ATTENTION_VARIANTS = {
+    f"{attention}-{scope}{'' if kappa is None else '-kappa'}{'' if exponent is None else '-scaled'}": {
+        "attention": attention,
+        "qk_layernorm": scope,
+        "kappa": kappa,
+        "attention_scale_exponent": exponent,
+        "attention_length_exponent": 0.7,
+    }
+    for attention, scope, kappa, exponent in product(["softmax", "squared_relu"], SCOPES, [None, 3.0], [None, 0.8])
+}
+OTHER_VARIANTS = {
+    "no_attention": {"attention": "none"},
+    "no_mlp": {"mlp": "none"},
+    "bigram": {"attention": "none", "mlp": "none"},
+    "mup_full": {"parameterization": "mup_full"},
+}
+VARIANTS = {f"two_blocks-{scope}": {"depth": 2, "qk_layernorm": scope} for scope in SCOPES} | {
+    name: {"depth": 1} | changes for name, changes in (ATTENTION_VARIANTS | OTHER_VARIANTS).items()
+}
+"""Every attention x qk-layernorm x kappa x scale, and what may be left out: one block, and two of the commonest."""
+
+
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS.keys())
+def variant(request: pytest.FixtureRequest) -> Case:
+    config = small(**request.param)
     return Case(config, spread_parameters(config))
 
 
 @pytest.fixture(scope="module")
 def per_head() -> Case:
-    config = small("per_head")
+    config = small(qk_layernorm="per_head")
     return Case(config, spread_parameters(config))
 
 
@@ -101,39 +132,119 @@ def close(actual: Any, expected: Any, rtol: float = RTOL) -> None:
     np.testing.assert_allclose(actual, expected, rtol=0, atol=rtol * np.max(np.abs(expected)))
 
 
-def test_logits_and_loss_are_the_reference_s(case: Case) -> None:
-    got = case.run()
-    trace = reference.forward(case.config.model, case.parameters, TOKENS[:, :-1])
+def test_logits_and_loss_are_the_reference_s(variant: Case) -> None:
+    got = variant.run()
+    trace = reference.forward(variant.config.model, variant.parameters, TOKENS[:, :-1])
     close(got.logits, trace.logits.reshape(-1, VOCABULARY))
-    total, cross_entropy = reference.losses(trace.logits, TOKENS[:, 1:], case.config.loss.z_loss)
+    total, cross_entropy = reference.losses(trace.logits, TOKENS[:, 1:], variant.config.loss.z_loss)
     assert float(got.losses.total) == pytest.approx(total, rel=RTOL)
     assert float(got.losses.cross_entropy) == pytest.approx(cross_entropy, rel=RTOL)
     assert total > cross_entropy + 0.1  # z-loss is large enough here for its absence to show
 
 
-def test_gradient_of_every_tensor_is_the_reference_s_slope(case: Case) -> None:
-    flat = reference.flatten(reference.to_float64(case.parameters))
-    gradients = reference.flatten(reference.to_float64(case.run().gradients))
+@pytest.mark.parametrize("kappa", [0.1, 30.0])
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0])
+def test_leaves_of_attention_are_the_reference_s_at_any_value(kappa: float, exponent: float) -> None:
+    """The programs are those of `variant`: such numbers flow through them."""
+    config = small(
+        depth=1,
+        attention="squared_relu",
+        kappa=kappa,
+        attention_scale_exponent=exponent,
+        attention_length_exponent=exponent,
+    )
+    parameters = spread_parameters(config)
+    trace = reference.forward(config.model, parameters, TOKENS[:, :-1])
+    close(Case(config, parameters).run().logits, trace.logits.reshape(-1, VOCABULARY))
+
+
+def test_gradient_of_every_tensor_is_the_reference_s_slope(variant: Case) -> None:
+    flat = reference.flatten(reference.to_float64(variant.parameters))
+    gradients = reference.flatten(reference.to_float64(variant.run().gradients))
     assert gradients.keys() == flat.keys()
     rng = np.random.default_rng(3)
     directions = [{path: rng.normal(size=value.shape)} for path, value in flat.items()]
     directions += [{path: rng.normal(size=value.shape) for path, value in flat.items()} for _ in range(3)]
     for direction in directions:
-        expected = reference.slope(case.config, flat, direction, TOKENS)
+        expected = reference.slope(variant.config, flat, direction, TOKENS)
         terms = [float(np.sum(gradients[path] * d)) for path, d in direction.items()]
         size = np.sqrt(sum(np.sum(gradients[path] ** 2) for path in direction))
         assert sum(terms) == pytest.approx(expected, abs=1e-4 * size), list(direction)
 
 
-def test_observations_are_brute_force_values(case: Case) -> None:
-    seen = case.run(observe=True).seen
-    trace = reference.forward(case.config.model, case.parameters, TOKENS[:, :-1])
+def test_observations_are_brute_force_values(variant: Case) -> None:
+    seen = variant.run(observe=True).seen
+    trace = reference.forward(variant.config.model, variant.parameters, TOKENS[:, :-1])
     expected: dict[str, Any] = {"final_stream/rms": reference.rms(trace.final_stream)}
     for i, block in enumerate(trace.blocks):
         expected |= {f"{name}/block_{i:02d}": value for name, value in reference.observe_block(block).items()}
     assert seen.keys() == expected.keys()
     for name, value in expected.items():
         np.testing.assert_allclose(seen[name], value, rtol=5e-5, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["attention", "mlp", "parameterization"])
+def test_every_choice_of_a_table_is_in_the_config_and_the_other_way_round(name: str) -> None:
+    table: dict[str, Any] = {"attention": ATTENTIONS, "mlp": MLPS, "parameterization": PARAMETERIZATIONS}[name]
+    assert set(table) == set(get_args(get_type_hints(ModelConfig)[name]))
+
+
+@pytest.mark.parametrize("exponent", [0.5, 0.0])
+def test_kappa_bounds_the_logits_however_large_the_weights(exponent: float) -> None:
+    """abs(logit) <= kappa sqrt(head dim) at exponent 1/2; a query and the same key at its own position reach it."""
+    config = small(depth=1, qk_layernorm="none", kappa=40.0, attention_scale_exponent=exponent)
+    parameters = jax.tree.map(np.copy, spread_parameters(config))
+    attention = parameters["blocks"]["block_00"]["attention"]
+    attention["query"]["kernel"] *= 1e4
+    attention["key"]["kernel"] = attention["query"]["kernel"]
+    seen = Case(config, parameters).run(observe=True).seen
+    bound = 40.0 * config.model.head_dim ** (1 - exponent)
+    np.testing.assert_allclose(seen["attention_logit/max/block_00"], bound, rtol=1e-5)
+    np.testing.assert_allclose(seen["query_rms/after_norm/block_00"], np.sqrt(40.0), rtol=1e-5)
+    assert np.all(seen["attention_logit/abs_max/block_00"] <= bound * (1 + 1e-5))
+
+
+def test_rescaling_nothing_gives_nothing_and_a_gradient() -> None:
+    zero = jnp.zeros((3, 8), jnp.float32)
+    np.testing.assert_array_equal(rescale(zero, 100.0), 0.0)
+    slope = jax.grad(lambda x: jnp.sum(rescale(x, 100.0)))(zero)
+    assert np.all(np.isfinite(slope))
+    assert np.all(slope > 0)
+
+
+def test_pointwise_attention_sees_no_negative_logits_and_no_distribution() -> None:
+    config = small(depth=1, attention="squared_relu")
+    parameters = spread_parameters(config)
+    seen = Case(config, parameters).run(observe=True).seen
+    assert not any(name.startswith("attention_entropy") for name in seen)
+    (trace,) = reference.forward(config.model, parameters, TOKENS[:, :-1]).blocks
+    assert trace.attention is not None
+    ignored = np.nan_to_num(trace.attention.logits) <= 0
+    assert np.all(trace.attention.weights[ignored] == 0)
+    assert np.any(trace.attention.weights.sum(-1) > 1)
+
+
+def test_without_attention_and_mlp_a_position_is_all_that_a_logit_depends_on() -> None:
+    """A bigram model: equal tokens have equal logits wherever they stand, and nothing lies between stream and head."""
+    config = small(attention="none", mlp="none")
+    parameters = spread_parameters(config)
+    assert set(reference.flatten(parameters)) == {"embedding", "final_norm/gain", "head/kernel"}
+    got = Case(config, parameters).run(observe=True)
+    logits, tokens = np.asarray(got.logits), TOKENS[:, :-1].ravel()
+    assert len(set(tokens)) < len(tokens)
+    for token in tokens:
+        same = logits[tokens == token]
+        np.testing.assert_array_equal(same, np.broadcast_to(same[0], same.shape))
+    stream = reference.rms(parameters["embedding"][tokens])
+    for block in ("block_00", "block_01"):
+        assert float(got.seen[f"block_output/rms/{block}"]) == pytest.approx(stream, rel=1e-6)
+    assert set(got.seen) == {"block_output/rms/block_00", "block_output/rms/block_01", "final_stream/rms"}
+
+
+def test_n_params_names_the_scale_whatever_is_left_out() -> None:
+    whole = small().model
+    for changes in ({"attention": "none"}, {"mlp": "none"}, {"attention": "none", "mlp": "none"}):
+        assert dataclasses.replace(whole, **changes).n_params == whole.n_params
 
 
 def test_signed_and_absolute_maximum_differ_somewhere(per_head: Case) -> None:
@@ -198,7 +309,7 @@ def test_rotated_product_depends_on_relative_position_only() -> None:
 
 
 def test_bfloat16_computes_roughly_the_same_and_keeps_float32_where_it_must(per_head: Case) -> None:
-    config = small(precision="bfloat16")
+    config = small("bfloat16")
     rough, exact = Case(config, per_head.parameters).run(observe=True), per_head.run(observe=True)
     assert {x.dtype for x in jax.tree.leaves(rough)} == {jnp.dtype("float32")}
     difference = reference.rms(np.asarray(rough.logits) - np.asarray(exact.logits)) / reference.rms(exact.logits)
@@ -210,7 +321,7 @@ def test_bfloat16_computes_roughly_the_same_and_keeps_float32_where_it_must(per_
 
 
 def test_bfloat16_state_is_float32_after_a_step() -> None:
-    leaves = to_leaves(small(precision="bfloat16"))
+    leaves = to_leaves(small("bfloat16"))
     state, metrics, _ = jax.eval_shape(step, leaves, jax.eval_shape(initial_state, leaves), TOKENS, np.bool_(True))
     assert {x.dtype for x in jax.tree.leaves(state.parameters)} == {jnp.dtype("float32")}
     moments = [x.dtype for x in jax.tree.leaves(state.optimizer) if x.ndim]
@@ -246,7 +357,7 @@ def fresh() -> Fresh:
         model=ModelConfig(width=WIDTH, depth=1, head_dim=32),
         data=dataclasses.replace(small().data, vocabulary_size=WIDE_VOCABULARY),
     )
-    program = jax.jit(initialise)
+    program = jax.jit(initialise, compiler_options=QUICKLY)
 
     def draw(seed: int) -> dict[str, np.ndarray]:
         return reference.flatten(jax.device_get(program(to_leaves(dataclasses.replace(config, seed=seed)))))

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -16,10 +17,14 @@ import numpy as np
 import optax
 import pytest
 import reference
+from quick import QUICKLY, quiet_step
 
-from stability.config import RunConfig, fingerprint, to_leaves
+from stability.config import ModelConfig, RunConfig, fingerprint, to_leaves
+from stability.tracking.summary import summarise
 from stability.training import loop
+from stability.training.journal import training_row
 from stability.training.lanes import STEPS_PER_DISPATCH, Program, Programs
+from stability.training.optimizer import apply_update
 from stability.training.schedule import learning_rate
 from stability.training.step import StepMetrics, TrainState, advance, initial_state, step
 from stability.typed import from_mapping
@@ -42,6 +47,11 @@ def tiny(**groups: dict[str, Any]) -> RunConfig:
         "data": {"vocabulary_size": VOCABULARY, "seed": 0},
     }
     return from_mapping(RunConfig, base | {name: base.get(name, {}) | changes for name, changes in groups.items()})
+
+
+def all_given() -> RunConfig:
+    """`tiny()` with a number in every leaf that may be null."""
+    return tiny(model={"kappa": 10.0, "attention_scale_exponent": 0.7})
 
 
 def seeded(config: RunConfig, seed: int) -> RunConfig:
@@ -175,20 +185,34 @@ def norm_of(tensors: dict[str, np.ndarray]) -> float:
 def worked_by_hand(
     config: RunConfig, state: TrainState, gradients: dict[str, np.ndarray]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Clipped gradient, direction D and theta - s_t (lr D + wd theta), in float64."""
+    """Clipped gradient, direction D and theta - s_t (rate D + decay theta), in float64."""
     optimizer, (mu, nu, count) = config.optimizer, moments(state)
     norm = norm_of(gradients)
     factor = 1.0 if optimizer.clip_norm is None else min(1.0, optimizer.clip_norm / norm)
     clipped = {path: factor * g for path, g in gradients.items()}
     betas = {"beta1": optimizer.beta1, "beta2": optimizer.beta2, "eps": optimizer.eps}
     directions = {path: reference.adam(g, mu[path], nu[path], count, **betas) for path, g in clipped.items()}
+    return clipped, directions, moved_by_hand(config, flat_parameters(state), directions, int(state.step))
+
+
+def moved_by_hand(
+    config: RunConfig, parameters: dict[str, np.ndarray], directions: dict[str, np.ndarray], step: int
+) -> dict[str, np.ndarray]:
+    """theta - s_t (rate D + wd theta), where wd is times the rate if it is coupled to it."""
+    optimizer, new = config.optimizer, {}
     peak, minimum = optimizer.learning_rate, config.schedule.minimum_learning_rate
-    now = reference.learning_rate(int(state.step), steps=STEPS, warmup=0, peak=peak, minimum=minimum)
-    new = {}
-    for path, theta in flat_parameters(state).items():
+    now = reference.learning_rate(step, steps=STEPS, warmup=0, peak=peak, minimum=minimum)
+    for path, theta in parameters.items():
+        rate = peak
+        if config.model.parameterization != "standard" and path.endswith("kernel"):
+            rate *= config.model.base_width / config.model.width
+        if optimizer.learning_rate_scaling == "tensor_rms":
+            rate *= max(reference.rms(theta), 1e-3)
         decay = optimizer.weight_decay if is_decayed(path, optimizer.decayed_roles) else 0.0
-        new[path] = theta - now / peak * (peak * directions[path] + decay * theta)
-    return clipped, directions, new
+        if optimizer.weight_decay_coupling == "coupled":
+            decay *= rate
+        new[path] = theta - now / peak * (rate * directions[path] + decay * theta)
+    return new
 
 
 def is_decayed(path: str, roles: tuple[str, ...]) -> bool:
@@ -206,35 +230,125 @@ def test_gradient_is_the_slope_of_the_objective(warm: TrainState, gradients: dic
         assert got == pytest.approx(expected, abs=1e-4 * norm_of(gradients))
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        {"clip_norm": 0.1},
-        {"clip_norm": 1e3},
-        {"clip_norm": 0.1, "weight_decay": MUCH},
-        {"clip_norm": 0.1, "eps": 1e-2, "beta1": 0.8, "beta2": 0.99},
+COUPLED = {"weight_decay_coupling": "coupled", "weight_decay": 10 * MUCH}
+HAND_WORKED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "clipped": ({}, {"clip_norm": 0.1}),
+    "not_clipped": ({}, {"clip_norm": 1e3}),
+    "decayed": ({}, {"clip_norm": 0.1, "weight_decay": MUCH}),
+    "other_constants": ({}, {"clip_norm": 0.1, "eps": 1e-2, "beta1": 0.8, "beta2": 0.99}),
+    "no_clipping_and_two_roles_decayed": (
+        {},
         {"clip_norm": None, "weight_decay": MUCH, "decayed_roles": ("mlp_in", "head")},
-    ],
-    ids=["clipped", "not_clipped", "decayed", "other_constants", "no_clipping_and_two_roles_decayed"],
-)
+    ),
+    "coupled": ({}, COUPLED),
+    "tensor_rms": ({}, {"learning_rate_scaling": "tensor_rms", "weight_decay": MUCH, "learning_rate": 0.3}),
+    "mup_coupled_tensor_rms": (
+        {"parameterization": "mup_intermediate", "base_width": 64},
+        {**COUPLED, "learning_rate_scaling": "tensor_rms", "learning_rate": 0.1},
+    ),
+}
+"""Changes to the model and the optimizer. The parameterizations here start and move otherwise, but compute the same."""
+
+
+@pytest.mark.parametrize(("model", "optimizer"), HAND_WORKED.values(), ids=HAND_WORKED.keys())
 def test_step_is_adamw_worked_by_hand(
-    solo: Program, warm: TrainState, gradients: dict[str, np.ndarray], optimizer: dict[str, Any]
+    solo: Program,
+    warm: TrainState,
+    gradients: dict[str, np.ndarray],
+    model: dict[str, Any],
+    optimizer: dict[str, Any],
 ) -> None:
-    config = tiny(optimizer=optimizer)
-    if optimizer["clip_norm"] is None:
-        like = jax.tree.structure(jax.eval_shape(initial_state, to_leaves(config)))
-        state, metrics, _ = jax.jit(step)(
-            to_leaves(config), jax.tree.unflatten(like, jax.tree.leaves(warm)), TOKENS[AT], np.bool_(False)
-        )
-        norm = float(metrics.gradient_norm)
-    else:
-        state, metrics, _ = dispatch(solo, solo.place([config]), warm, AT, 1)
-        norm = float(metrics.gradient_norm[0])
+    config = tiny(model=model, optimizer=optimizer)
+    state, norm = one_step(solo, config, warm)
     assert norm == pytest.approx(norm_of(gradients), rel=1e-5)  # before clipping
     _, _, expected = worked_by_hand(config, warm, gradients)
     for path, value in flat_parameters(state).items():
         np.testing.assert_allclose(value, expected[path], rtol=1e-4, atol=2e-6, err_msg=path)
     assert int(state.step) == AT + 1
+
+
+def one_step(solo: Program, config: RunConfig, warm: TrainState) -> tuple[TrainState, float]:
+    """The state one step after `warm`, and the gradient's norm, by the solo program if it is the config's."""
+    if jax.tree.structure(config) == jax.tree.structure(tiny()):
+        state, metrics, _ = dispatch(solo, solo.place([config]), warm, AT, 1)
+        return state, float(metrics.gradient_norm[0])
+    like = jax.tree.structure(jax.eval_shape(initial_state, to_leaves(config)))
+    start = jax.tree.unflatten(like, jax.tree.leaves(warm))
+    state, metrics = other_step(to_leaves(config), start, TOKENS[AT])
+    return state, float(metrics.gradient_norm)
+
+
+other_step = jax.jit(quiet_step, compiler_options=QUICKLY)
+"""A step of whatever structure a test asks for, compiled once for each."""
+
+
+@pytest.mark.parametrize("parameterization", get_args(get_type_hints(ModelConfig)["parameterization"]))
+@pytest.mark.parametrize("coupling", ["independent", "coupled"])
+@pytest.mark.parametrize("scaling", ["none", "tensor_rms"])
+def test_every_combination_of_what_multiplies_a_rate_is_worked_by_hand(
+    warm: TrainState, parameterization: str, coupling: str, scaling: str
+) -> None:
+    config = tiny(
+        model={"parameterization": parameterization, "base_width": 64},
+        optimizer={"weight_decay_coupling": coupling, "learning_rate_scaling": scaling, "weight_decay": MUCH},
+    )
+    parameters = flat_parameters(warm)
+    parameters["head/kernel"] *= 1e-5  # an RMS below the floor of 1e-3
+    rng = np.random.default_rng(6)
+    directions = {path: rng.normal(size=theta.shape) for path, theta in parameters.items()}
+    to_float32 = functools.partial(jax.tree.map, lambda x: x.astype(np.float32))
+    trees = (to_float32(reference.unflatten(flat)) for flat in (parameters, directions))
+    moved = reference.flatten(jax.device_get(apply_update(to_leaves(config), *trees, jnp.int32(AT))))
+    for path, value in moved_by_hand(config, parameters, directions, AT).items():
+        np.testing.assert_allclose(moved[path], value, rtol=1e-5, atol=1e-7, err_msg=path)
+
+
+def test_step_is_optax_s_adamw_where_decay_is_coupled(
+    solo: Program, warm: TrainState, gradients: dict[str, np.ndarray]
+) -> None:
+    config = tiny(optimizer={**COUPLED, "learning_rate": 0.05})
+    assert_steps_like_optax(
+        solo,
+        config,
+        warm,
+        gradients,
+        lambda now: optax.adamw(now, 0.9, 0.95, 1e-8, weight_decay=config.optimizer.weight_decay),
+    )
+
+
+def test_step_is_optax_s_scaling_by_the_rms_of_each_tensor(
+    solo: Program, warm: TrainState, gradients: dict[str, np.ndarray]
+) -> None:
+    config = tiny(optimizer={"learning_rate_scaling": "tensor_rms", "learning_rate": 0.3, "weight_decay": 0.0})
+    assert_steps_like_optax(
+        solo,
+        config,
+        warm,
+        gradients,
+        lambda now: optax.chain(
+            optax.scale_by_adam(0.9, 0.95, 1e-8), optax.scale_by_param_block_rms(1e-3), optax.scale(-now)
+        ),
+    )
+
+
+def assert_steps_like_optax(
+    solo: Program,
+    config: RunConfig,
+    warm: TrainState,
+    gradients: dict[str, np.ndarray],
+    build: Callable[[float], optax.GradientTransformation],
+) -> None:
+    """One step of ours from `warm` is one of Optax's transformation at that step's LR, gradients clipped first."""
+    now = float(scheduled(to_leaves(config), np.int32(AT)))
+    theirs = optax.chain(optax.clip_by_global_norm(config.optimizer.clip_norm), build(now))
+    held = {name: optax.tree_utils.tree_get(warm.optimizer, name) for name in ("count", "mu", "nu")}
+    start = optax.tree_utils.tree_set(theirs.init(warm.parameters), **held)
+    tree = jax.tree.map(lambda g: g.astype(np.float32), reference.unflatten(gradients))
+    updates, _ = jax.jit(theirs.update)(tree, start, warm.parameters)
+    expected = reference.flatten(jax.device_get(optax.apply_updates(warm.parameters, updates)))
+    state, _ = one_step(solo, config, warm)
+    for path, value in flat_parameters(state).items():
+        np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=2e-6, err_msg=path)
 
 
 @pytest.mark.parametrize("decay", [0.0, MUCH])
@@ -243,20 +357,9 @@ def test_step_is_optax_s_adamw_where_coupled_and_independent_decay_agree(
 ) -> None:
     """Coupled decay is s_t lr (D + wd' theta): the independent wd equals lr x wd', and 0 equals 0."""
     config = tiny(optimizer={"weight_decay": decay})
-    optimizer, now = config.optimizer, float(scheduled(to_leaves(config), np.int32(AT)))
-    theirs = optax.chain(
-        optax.clip_by_global_norm(optimizer.clip_norm),
-        optax.adamw(now, optimizer.beta1, optimizer.beta2, optimizer.eps, weight_decay=decay / optimizer.learning_rate),
-    )
-    names = ("count", "mu", "nu")
-    held = {name: optax.tree_utils.tree_get(warm.optimizer, name) for name in names}
-    start = optax.tree_utils.tree_set(theirs.init(warm.parameters), **held)
-    tree = jax.tree.map(lambda g: g.astype(np.float32), reference.unflatten(gradients))
-    updates, _ = jax.jit(theirs.update)(tree, start, warm.parameters)
-    expected = reference.flatten(jax.device_get(optax.apply_updates(warm.parameters, updates)))
-    state, _, _ = dispatch(solo, solo.place([config]), warm, AT, 1)
-    for path, value in flat_parameters(state).items():
-        np.testing.assert_allclose(value, expected[path], rtol=1e-5, atol=2e-6, err_msg=path)
+    theirs = decay / config.optimizer.learning_rate
+    build = functools.partial(optax.adamw, b1=0.9, b2=0.95, eps=1e-8, weight_decay=theirs)
+    assert_steps_like_optax(solo, config, warm, gradients, build)
 
 
 def test_decay_does_not_depend_on_the_learning_rate(solo: Program, warm: TrainState) -> None:
@@ -481,7 +584,7 @@ def other(cls: type, name: str, value: Any) -> Any:
 
 @pytest.mark.parametrize(("dotted", "kind"), every_field(RunConfig))
 def test_leaves_share_a_program_structure_does_not_and_provenance_is_no_part_of_a_run(dotted: str, kind: str) -> None:
-    config = dataclasses.replace(tiny(), data=dataclasses.replace(tiny().data, corpus="a hash"))
+    config = dataclasses.replace(all_given(), data=dataclasses.replace(tiny().data, corpus="a hash"))
     varied = changed(config, dotted)
     assert varied != config
     same_structure = jax.tree.structure(varied) == jax.tree.structure(config)
@@ -492,16 +595,16 @@ def test_leaves_share_a_program_structure_does_not_and_provenance_is_no_part_of_
 
 @pytest.mark.parametrize("dotted", [name for name, kind in every_field(RunConfig) if kind == "leaf"])
 def test_every_leaf_is_a_strongly_typed_scalar(dotted: str) -> None:
-    leaf = functools.reduce(getattr, dotted.split("."), to_leaves(tiny()))
-    again = functools.reduce(getattr, dotted.split("."), to_leaves(changed(tiny(), dotted)))
+    leaf = functools.reduce(getattr, dotted.split("."), to_leaves(all_given()))
+    again = functools.reduce(getattr, dotted.split("."), to_leaves(changed(all_given(), dotted)))
     assert leaf.shape == again.shape == ()
     assert leaf.dtype == again.dtype
     assert leaf.dtype in (np.float32, np.int32, np.uint32)
 
 
 def test_no_number_and_a_number_are_different_programs() -> None:
-    without = tiny(optimizer={"clip_norm": None})
-    assert jax.tree.structure(without) != jax.tree.structure(tiny())
+    for groups in ({"optimizer": {"clip_norm": None}}, {"model": {"kappa": 1.0}}):
+        assert jax.tree.structure(tiny(**groups)) != jax.tree.structure(tiny())
 
 
 # The golden run
@@ -605,6 +708,49 @@ def test_rows_reduce_over_heads_and_blocks_as_documented(real_rows: list[dict[st
     for name in ("query_rms/before_norm", "key_rms/after_norm"):
         assert row[f"{name}/block_00"] == pytest.approx(reference.rms(heads(name)))
     assert row["tokens"] == 10 * BATCH * TIME
+
+
+def variant_row(**model: Any) -> dict[str, Any]:
+    """The row of an observed step of a variant, every observation 1, without a program."""
+    leaves = to_leaves(tiny(model=model))
+    shapes = jax.eval_shape(step, leaves, jax.eval_shape(initial_state, leaves), TOKENS[0], np.bool_(True))
+    _, metrics, seen = jax.tree.map(lambda shape: np.ones(shape.shape, shape.dtype), shapes)
+    metrics = StepMetrics(*(np.ones(1) for _ in metrics))
+    return training_row(tiny().training, 0, 0, metrics, seen, 1.0)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "squared_relu": {"attention": "squared_relu"},
+    "no_qk_layernorm_but_kappa": {"qk_layernorm": "none", "kappa": 10.0},
+    "no_attention": {"attention": "none"},
+    "no_mlp": {"mlp": "none"},
+    "bigram": {"attention": "none", "mlp": "none"},
+}
+
+
+@pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_variant_s_row_lacks_what_it_has_not_and_no_more(model: dict[str, Any]) -> None:
+    row, whole = variant_row(**model), variant_row()
+    assert set(row) <= set(whole)
+    lacking = {part for name in set(whole) - set(row) for part in name.split("/")}
+    attention = {"attention_logit", "attention_entropy", "query_rms", "key_rms", "query_key_cosine", "attention_output"}
+    gone = attention if model.get("attention") == "none" else set()
+    if model.get("attention") == "squared_relu":
+        gone = {"attention_entropy"}
+    if model.get("mlp") == "none":
+        gone = gone | {"mlp_output"}
+    quantities = attention | {"mlp_output", "block_output", "final_stream", "output_logit"}
+    assert lacking & quantities == gone
+    assert ("attention_logit/max" in row) == (model.get("attention") != "none")
+
+
+def test_a_run_without_attention_comes_to_a_result_without_attention_logits() -> None:
+    rows = [{"step": 0, "loss/validation": 4.0}, variant_row(attention="none"), {"step": 20, "loss/validation": 3.0}]
+    result = summarise(rows, 20, None)
+    assert result["status"] == "finished"
+    assert result["attention_logit_max"] is None
+    assert result["attention_logit_max_final"] is None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Attention, MLP and norms.
+"""Attention, MLP and norms, and the tables from which a config picks its attention and MLP by name.
 
 Shapes: B batch, T time, S = B x T positions, D width, H heads, K head dim, F MLP hidden.
 Activations travel as [S, D]: on CPU one flat matrix product is 1.3 times faster than a batched one.
 """
+
+from abc import abstractmethod
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from stability.config import ModelConfig, Role, Scalar
 from stability.model.observation import Observations, rms, when
-from stability.model.parameterization import gain, matrix, rule
+from stability.model.parameterization import attention_scale, gain, matrix, rule
 
 
 class Dense(nnx.Module):
@@ -53,19 +56,47 @@ def rotate(x_BxTxHxK: Float[Array, "B T H K"], base: Scalar) -> Float[Array, "B 
     return turned.astype(x_BxTxHxK.dtype)
 
 
+MEAN_SQUARE_FLOOR = 1e-12
+"""`rescale` takes shorter vectors for ones of RMS 1e-6: zero stays zero, and its gradient finite."""
+
+
+def rescale(x: Float[Array, "... K"], kappa: Scalar) -> Float[Array, "... K"]:
+    """sqrt(kappa) x / rms(x) over the last axis, in float32 (arXiv 2309.14322, Figure 10); 0 stays 0.
+
+    Two vectors so rescaled have a product of at most kappa x K.
+    """
+    x32 = x.astype(jnp.float32)
+    mean_square = jnp.mean(jnp.square(x32), -1, keepdims=True)
+    return (x32 * jnp.sqrt(kappa) * jax.lax.rsqrt(jnp.maximum(mean_square, MEAN_SQUARE_FLOOR))).astype(x.dtype)
+
+
+def qk_layernorm_size(config: ModelConfig) -> int | None:
+    """Over how many entries of the queries and keys of a position qk-layernorm normalises; None is not at all."""
+    return {"none": None, "per_head": config.head_dim, "whole_width": config.width}[config.qk_layernorm]
+
+
 class Attention(nnx.Module):
-    """Causal softmax attention; queries and keys optionally normalised before the rotation."""
+    """Causal attention; queries and keys optionally normalised and rescaled before the rotation.
+
+    How logits become weights, and what of the weights is worth observing, is for the variants to say.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        width, self.head_dim = config.width, config.head_dim
+        width, size = config.width, qk_layernorm_size(config)
         self.query = Dense(config, "query", width, width, rngs)
         self.key = Dense(config, "key", width, width, rngs)
         self.value = Dense(config, "value", width, width, rngs)
         self.out = Dense(config, "attention_output", width, width, rngs)
-        self.scope = config.qk_layernorm
-        if self.scope != "none":
-            size = config.head_dim if self.scope == "per_head" else width
-            self.query_norm, self.key_norm = LayerNorm(size), LayerNorm(size)
+        self.query_norm = None if size is None else LayerNorm(size)
+        self.key_norm = None if size is None else LayerNorm(size)
+
+    @abstractmethod
+    def weigh(self, logits_BxHxTxT: Float[Array, "B H T T"], config: ModelConfig) -> Float[Array, "B H T T"]:
+        """Weights from causal logits (minus infinity in the future), in float32; zero in the future."""
+
+    def observe_weights(self, weight_BxHxTxT: Float[Array, "B H T T"]) -> Observations:
+        """What the weights show beside the logits, one value a head; nothing unless a variant says so."""
+        return {}
 
     def __call__(
         self, x_SxD: Float[Array, "S D"], config: ModelConfig, time: int, observe: Bool[Array, ""]
@@ -73,65 +104,98 @@ class Attention(nnx.Module):
         """Mix values over the past of each position; returns the mixture and what was observed (zeros if not asked)."""
         heads = (-1, time, config.heads, config.head_dim)
         flat_query, flat_key, value = self.query(x_SxD), self.key(x_SxD), self.value(x_SxD)
-        raw_query, raw_key = flat_query.reshape(heads), flat_key.reshape(heads)
-        if self.scope == "whole_width":
-            query = self.query_norm(flat_query, config.layernorm_eps).reshape(heads)
-            key = self.key_norm(flat_key, config.layernorm_eps).reshape(heads)
-        elif self.scope == "per_head":
-            query = self.query_norm(raw_query, config.layernorm_eps)
-            key = self.key_norm(raw_key, config.layernorm_eps)
-        else:
-            query, key = raw_query, raw_key
+        query = split(flat_query, self.query_norm, config, time)
+        key = split(flat_key, self.key_norm, config, time)
         query, key = rotate(query, config.rotary_base), rotate(key, config.rotary_base)
 
-        # The product accumulates in float32 and stays there through the softmax, whatever the compute precision.
+        # The product accumulates in float32 and stays there through the weights, whatever the compute precision.
         dot_BxHxTxT = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
-        weight_BxHxTxT = jax.nn.softmax(causal_logits(dot_BxHxTxT, config.head_dim), axis=-1)
+        scale = attention_scale(config)
+        weight_BxHxTxT = self.weigh(causal_logits(dot_BxHxTxT, scale), config)
         mixed = jnp.einsum("bhts,bshk->bthk", weight_BxHxTxT.astype(value.dtype), value.reshape(heads))
-        observations = when(observe, observe_attention, raw_query, raw_key, query, key, dot_BxHxTxT, weight_BxHxTxT)
+
+        raw_query, raw_key = flat_query.reshape(heads), flat_key.reshape(heads)
+        measure = partial(self.observe, scale)
+        observations = when(observe, measure, raw_query, raw_key, query, key, dot_BxHxTxT, weight_BxHxTxT)
         return self.out(mixed.reshape(x_SxD.shape)), observations
 
+    def observe(
+        self,
+        scale: Scalar,
+        raw_query: Float[Array, "B T H K"],
+        raw_key: Float[Array, "B T H K"],
+        query: Float[Array, "B T H K"],
+        key: Float[Array, "B T H K"],
+        dot_BxHxTxT: Float[Array, "B H T T"],
+        weight_BxHxTxT: Float[Array, "B H T T"],
+    ) -> Observations:
+        """How one block's attention stands, one value a head, over batch, queries and the keys that each may see.
 
-def causal_logits(dot_BxHxTxT: Float[Array, "B H T T"], head_dim: int) -> Float[Array, "B H T T"]:
-    """Attention logits: q.k / sqrt(head dim), minus infinity where the key lies in the future."""
+        attention_logit/max, abs_max: of the scaled, causally masked logits before the softmax (signed; absolute);
+        query_rms, key_rms: over positions and head dim, `before_norm` as projected and `after_norm` as they enter the
+        product (the rotation keeps it);
+        query_key_cosine: mean over the causal pairs of the cosine of query and key as they enter the product;
+        and what `observe_weights` adds.
+        """
+        batch, _, time, _ = dot_BxHxTxT.shape
+        past = jnp.tril(jnp.ones((time, time), bool))[None, None]
+        logits = causal_logits(dot_BxHxTxT, scale)
+        query_norm = jnp.linalg.norm(query.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., :, None]
+        key_norm = jnp.linalg.norm(key.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., None, :]
+        cosine = dot_BxHxTxT / jnp.maximum(query_norm * key_norm, 1e-30)
+        pairs = batch * time * (time + 1) / 2
+        return {
+            "attention_logit/max": jnp.max(logits, (0, 2, 3)),
+            "attention_logit/abs_max": jnp.max(jnp.where(past, jnp.abs(logits), 0.0), (0, 2, 3)),
+            "query_rms/before_norm": rms(raw_query, (0, 1, 3)),
+            "query_rms/after_norm": rms(query, (0, 1, 3)),
+            "key_rms/before_norm": rms(raw_key, (0, 1, 3)),
+            "key_rms/after_norm": rms(key, (0, 1, 3)),
+            "query_key_cosine": jnp.sum(jnp.where(past, cosine, 0.0), (0, 2, 3)) / pairs,
+        } | self.observe_weights(weight_BxHxTxT)
+
+
+def split(
+    flat_SxD: Float[Array, "S D"], norm: LayerNorm | None, config: ModelConfig, time: int
+) -> Float[Array, "B T H K"]:
+    """Queries or keys in heads: normalised by `norm`, each head then rescaled to RMS sqrt(kappa), if at all."""
+    if norm is not None:
+        size = norm.gain.shape[0]
+        flat_SxD = norm(flat_SxD.reshape(-1, time, config.width // size, size), config.layernorm_eps)
+    x_BxTxHxK = flat_SxD.reshape(-1, time, config.heads, config.head_dim)
+    return x_BxTxHxK if config.kappa is None else rescale(x_BxTxHxK, config.kappa)
+
+
+def causal_logits(dot_BxHxTxT: Float[Array, "B H T T"], scale: Scalar) -> Float[Array, "B H T T"]:
+    """Attention logits: q.k x scale, minus infinity where the key lies in the future."""
     time = dot_BxHxTxT.shape[-1]
     past_TxT = jnp.tril(jnp.ones((time, time), bool))
-    return jnp.where(past_TxT[None, None], dot_BxHxTxT * head_dim**-0.5, -jnp.inf)
+    return jnp.where(past_TxT[None, None], dot_BxHxTxT * scale, -jnp.inf)
 
 
-def observe_attention(
-    raw_query: Float[Array, "B T H K"],
-    raw_key: Float[Array, "B T H K"],
-    query: Float[Array, "B T H K"],
-    key: Float[Array, "B T H K"],
-    dot_BxHxTxT: Float[Array, "B H T T"],
-    weight_BxHxTxT: Float[Array, "B H T T"],
-) -> Observations:
-    """How one block's attention stands, one value a head, over batch, queries and the keys that each may see.
+class SoftmaxAttention(Attention):
+    """Weights exp(logit) / sum exp(logit): a distribution over the past."""
 
-    attention_logit/max, abs_max: of the scaled, causally masked logits before the softmax (signed; absolute);
-    attention_entropy: mean over queries, in nats;
-    query_rms, key_rms: over positions and head dim, `before_norm` and `after_norm` (rotation keeps the latter);
-    query_key_cosine: mean over the causal pairs of the cosine of query and key as they enter the product.
+    def weigh(self, logits_BxHxTxT: Float[Array, "B H T T"], config: ModelConfig) -> Float[Array, "B H T T"]:
+        """Softmax over keys."""
+        return jax.nn.softmax(logits_BxHxTxT, axis=-1)
+
+    def observe_weights(self, weight_BxHxTxT: Float[Array, "B H T T"]) -> Observations:
+        """attention_entropy: mean over queries, in nats."""
+        log_weight = jnp.where(weight_BxHxTxT > 0, jnp.log(jnp.where(weight_BxHxTxT > 0, weight_BxHxTxT, 1.0)), 0.0)
+        return {"attention_entropy": -jnp.sum(weight_BxHxTxT * log_weight, -1).mean((0, 2))}
+
+
+class SquaredReluAttention(Attention):
+    """Pointwise weights relu(logit)^2 x T^-exponent, T the sequence length (arXiv 2309.14322, Figure E.11).
+
+    They are no distribution: nothing ties them together, so there is no entropy to observe.
     """
-    batch, _, time, _ = dot_BxHxTxT.shape
-    past = jnp.tril(jnp.ones((time, time), bool))[None, None]
-    logits = causal_logits(dot_BxHxTxT, query.shape[-1])
-    log_weight = jnp.where(weight_BxHxTxT > 0, jnp.log(jnp.where(weight_BxHxTxT > 0, weight_BxHxTxT, 1.0)), 0.0)
-    query_norm = jnp.linalg.norm(query.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., :, None]
-    key_norm = jnp.linalg.norm(key.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., None, :]
-    cosine = dot_BxHxTxT / jnp.maximum(query_norm * key_norm, 1e-30)
-    pairs = batch * time * (time + 1) / 2
-    return {
-        "attention_logit/max": jnp.max(logits, (0, 2, 3)),
-        "attention_logit/abs_max": jnp.max(jnp.where(past, jnp.abs(logits), 0.0), (0, 2, 3)),
-        "attention_entropy": -jnp.sum(weight_BxHxTxT * log_weight, -1).mean((0, 2)),
-        "query_rms/before_norm": rms(raw_query, (0, 1, 3)),
-        "query_rms/after_norm": rms(query, (0, 1, 3)),
-        "key_rms/before_norm": rms(raw_key, (0, 1, 3)),
-        "key_rms/after_norm": rms(key, (0, 1, 3)),
-        "query_key_cosine": jnp.sum(jnp.where(past, cosine, 0.0), (0, 2, 3)) / pairs,
-    }
+
+    def weigh(self, logits_BxHxTxT: Float[Array, "B H T T"], config: ModelConfig) -> Float[Array, "B H T T"]:
+        """Square what is positive."""
+        scale: Scalar = logits_BxHxTxT.shape[-1] ** -config.attention_length_exponent
+        return jnp.square(jax.nn.relu(logits_BxHxTxT)) * scale
 
 
 class MLP(nnx.Module):
@@ -145,3 +209,11 @@ class MLP(nnx.Module):
     def __call__(self, x_SxD: Float[Array, "S D"]) -> Float[Array, "S D"]:
         """W2 GELU(W1 x) at each position."""
         return self.outer(jax.nn.gelu(self.inner(x_SxD), approximate=True))
+
+
+ATTENTIONS: dict[str, type[Attention] | None] = {
+    "softmax": SoftmaxAttention,
+    "squared_relu": SquaredReluAttention,
+    "none": None,
+}
+MLPS: dict[str, type[MLP] | None] = {"gelu": MLP, "none": None}

@@ -5,7 +5,7 @@ another parameterization is another table.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key
 
-from stability.config import ModelConfig, Role
+from stability.config import ModelConfig, Role, Scalar
 
 TRUNCATED_NORMAL_STD = 0.87962566103423978
 """Standard deviation of a unit normal truncated at +-2, by which the initialiser is corrected (Flax's own constant)."""
@@ -30,7 +30,24 @@ class Rule:
     weight_decay: float = 1.0
 
 
-def standard(role: Role, fan_in: int) -> Rule:
+@dataclass(frozen=True)
+class Size:
+    """A weight's fan-in, and the fan-in that the same weight has at the base width."""
+
+    fan_in: int
+    base_fan_in: int
+
+    @property
+    def shrinkage(self) -> float:
+        """f0/f: exactly 1 at the base width."""
+        return self.base_fan_in / self.fan_in
+
+
+LINEAR: frozenset[Role] = frozenset({"query", "key", "value", "attention_output", "mlp_in", "mlp_out", "head"})
+"""The roles of matrix products, whose fan-in grows with the width."""
+
+
+def standard(role: Role, size: Size) -> Rule:
     """The paper's standard parameterization (arXiv 2309.14322, Section 2.1).
 
     Embedding normal with std 1/sqrt(width), where its `fan_in` is the width; every other matrix, the head included,
@@ -38,15 +55,60 @@ def standard(role: Role, fan_in: int) -> Rule:
     """
     if role == "gain":
         return Rule(init_std=0.0)
-    return Rule(init_std=fan_in**-0.5, truncated=role != "embedding")
+    return Rule(init_std=size.fan_in**-0.5, truncated=role != "embedding")
 
 
-PARAMETERIZATIONS: dict[str, Callable[[Role, int], Rule]] = {"standard": standard}
+def mup_simple(role: Role, size: Size) -> Rule:
+    """`standard` with the learning rate of linear layers, the head included, times f0/f; their decay as it was.
+
+    Source, here and below: arXiv 2309.14322, Section 3.2.4; after arXiv 2203.03466, Table 8.
+    """
+    law = standard(role, size)
+    return replace(law, learning_rate=size.shrinkage) if role in LINEAR else law
+
+
+def mup_intermediate(role: Role, size: Size) -> Rule:
+    """`mup_simple` with the head's initial std sqrt(f0)/f, that is 1/sqrt(f) x sqrt(f0/f)."""
+    law = mup_simple(role, size)
+    return replace(law, init_std=law.init_std * size.shrinkage**0.5) if role == "head" else law
+
+
+def mup_full(role: Role, size: Size) -> Rule:
+    """`mup_intermediate` with queries that start at zero; attention divides by the head dim (see the table)."""
+    law = mup_intermediate(role, size)
+    return replace(law, init_std=0.0) if role == "query" else law
+
+
+@dataclass(frozen=True)
+class Parameterization:
+    """A rule for every weight, and by which power of the head dim attention divides its logits."""
+
+    rule: Callable[[Role, Size], Rule]
+    attention_scale_exponent: float = 0.5
+
+
+PARAMETERIZATIONS: dict[str, Parameterization] = {
+    "standard": Parameterization(standard),
+    "mup_simple": Parameterization(mup_simple),
+    "mup_intermediate": Parameterization(mup_intermediate),
+    "mup_full": Parameterization(mup_full, attention_scale_exponent=1.0),
+}
 
 
 def rule(config: ModelConfig, role: Role, fan_in: int) -> Rule:
     """The row of the config's table for one weight."""
-    return PARAMETERIZATIONS[config.parameterization](role, fan_in)
+    # Every fan-in is a whole multiple of the width but a gain's, whose rule does not read it.
+    size = Size(fan_in, fan_in * config.base_width // config.width)
+    return PARAMETERIZATIONS[config.parameterization].rule(role, size)
+
+
+def attention_scale(config: ModelConfig) -> Scalar:
+    """What multiplies q.k: head_dim^-exponent, the exponent the config's or else the parameterization's."""
+    exponent = config.attention_scale_exponent
+    if exponent is None:
+        exponent = PARAMETERIZATIONS[config.parameterization].attention_scale_exponent
+    scale: Scalar = config.head_dim**-exponent
+    return scale
 
 
 class Parameter(nnx.Param[Array]):

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from stability.config import RunConfig
-from stability.model.layers import MLP, Attention, Dense, LayerNorm
+from stability.model.layers import ATTENTIONS, MLPS, Dense, LayerNorm
 from stability.model.observation import Observations, rms, when
 from stability.model.parameterization import kinds, matrix
 
@@ -22,29 +22,38 @@ Parameters = dict[str, Any]
 
 
 class Block(nnx.Module):
-    """Pre-LayerNorm attention and MLP, each added to the stream."""
+    """Pre-LayerNorm attention and MLP, each added to the stream; one that the config leaves out is not there."""
 
     def __init__(self, config: RunConfig, rngs: nnx.Rngs) -> None:
-        self.attention_norm = LayerNorm(config.model.width)
-        self.attention = Attention(config.model, rngs)
-        self.mlp_norm = LayerNorm(config.model.width)
-        self.mlp = MLP(config.model, rngs)
+        model = config.model
+        attention, mlp = ATTENTIONS[model.attention], MLPS[model.mlp]
+        self.attention_norm = None if attention is None else LayerNorm(model.width)
+        self.attention = None if attention is None else attention(model, rngs)
+        self.mlp_norm = None if mlp is None else LayerNorm(model.width)
+        self.mlp = None if mlp is None else mlp(model, rngs)
 
     def __call__(
         self, x_SxD: Float[Array, "S D"], config: RunConfig, time: int, observe: Bool[Array, ""]
     ) -> tuple[Float[Array, "S D"], Observations]:
         """The stream after the block, and the block's observations."""
         eps = config.model.layernorm_eps
-        mixed, observations = self.attention(self.attention_norm(x_SxD, eps), config.model, time, observe)
-        x_SxD = x_SxD + mixed
-        thought = self.mlp(self.mlp_norm(x_SxD, eps))
-        x_SxD = x_SxD + thought
-        return x_SxD, observations | when(observe, observe_block, mixed, thought, x_SxD)
+        observations: Observations = {}
+        streams: dict[str, Float[Array, "S D"]] = {}
+        if self.attention is not None and self.attention_norm is not None:
+            mixed, observations = self.attention(self.attention_norm(x_SxD, eps), config.model, time, observe)
+            x_SxD = x_SxD + mixed
+            streams["attention_output/rms"] = mixed
+        if self.mlp is not None and self.mlp_norm is not None:
+            thought = self.mlp(self.mlp_norm(x_SxD, eps))
+            x_SxD = x_SxD + thought
+            streams["mlp_output/rms"] = thought
+        streams["block_output/rms"] = x_SxD
+        return x_SxD, observations | when(observe, observe_streams, streams)
 
 
-def observe_block(mixed: Float[Array, "S D"], thought: Float[Array, "S D"], x_SxD: Float[Array, "S D"]) -> Observations:
+def observe_streams(streams: dict[str, Float[Array, "S D"]]) -> Observations:
     """RMS of what attention and MLP add to the stream, and of the stream that leaves the block."""
-    return {"attention_output/rms": rms(mixed), "mlp_output/rms": rms(thought), "block_output/rms": rms(x_SxD)}
+    return {name: rms(stream) for name, stream in streams.items()}
 
 
 class Transformer(nnx.Module):

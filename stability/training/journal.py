@@ -66,7 +66,9 @@ def _named(observations: dict[str, np.ndarray]) -> Row:
         row[name] = _over_heads(name, value)
         row |= {f"{name}/head_{i:02d}": float(one) for i, one in enumerate(value)}
     for maximum in ("attention_logit/max", "attention_logit/abs_max"):
-        row[maximum] = max(float(np.max(v)) for name, v in observations.items() if name.startswith(f"{maximum}/"))
+        blocks = [float(np.max(v)) for name, v in observations.items() if name.startswith(f"{maximum}/")]
+        if blocks:  # a model without attention has none
+            row[maximum] = max(blocks)
     return row
 
 
