@@ -15,6 +15,7 @@ from stability.config import RunConfig, resolve
 from stability.errors import InputError
 from stability.launching.folder import SweepFolder, check_folder, open_folder
 from stability.launching.plan import PlannedRun, describe, flops_per_token, pack_runs, plan_runs
+from stability.launching.settings import Ladder, Sweep
 from stability.tracking.record import read_json
 from stability.typed import from_mapping
 
@@ -48,7 +49,9 @@ def sweep(rates: Iterable[float] = (0.01, 0.1), **settings: Any) -> tuple[Planne
 
 def opened(path: Path, runs: tuple[PlannedRun, ...], name: str = "study") -> SweepFolder:
     manifest = check_folder(path, name, runs, SCALES)
-    return open_folder(path, manifest, name, "Why?", runs, SCALES, "python -m stability.run")
+    definition = Sweep(question="Why?", claims={"it": {"kind": "stable_edge_falls_with_n"}})
+    ladder = Ladder(name="tiny", scales=SCALES)
+    return open_folder(path, manifest, name, definition, runs, ladder, "python -m stability.run")
 
 
 def refused(path: Path, runs: tuple[PlannedRun, ...], name: str = "study") -> InputError:

@@ -12,6 +12,7 @@ from stability.arms import NOT_ARM_KEYS, Scales, as_given
 from stability.config import scientific
 from stability.errors import InputError
 from stability.launching.plan import PlannedRun
+from stability.launching.settings import Ladder, Sweep
 from stability.tracking.record import MANIFEST, RUNS, SCHEMA_VERSION, RunFolder, flatten, read_json, write_json
 
 
@@ -70,15 +71,15 @@ def open_folder(
     path: Path,
     manifest: Mapping[str, Any] | None,
     sweep: str,
-    question: str,
+    definition: Sweep,
     runs: Sequence[PlannedRun],
-    scales: Scales,
+    ladder: Ladder,
     command: str,
 ) -> SweepFolder:
     """Write the manifest, new or extended (see `check_folder`), and return the folder ready for records."""
     path.mkdir(parents=True, exist_ok=True)
     old = manifest or {"sweep_id": secrets.token_hex(4), "settings": {}, "scales": {}, "runs": [], "commands": []}
-    settings = _settings(runs, scales)
+    settings = _settings(runs, ladder.scales)
     for key, values in old["settings"].items():
         settings[key] = [*values, *(value for value in settings.get(key, []) if value not in values)]
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -86,8 +87,12 @@ def open_folder(
         "schema_version": SCHEMA_VERSION,
         "sweep": sweep,
         "sweep_id": old["sweep_id"],
-        "question": question,
-        "scales": {**old["scales"], **scales},
+        "question": definition.question,
+        "source": definition.source,
+        "ladder": ladder.name,
+        "scales": {**old["scales"], **ladder.scales},
+        "quantities": definition.quantities,
+        "claims": definition.claims,
         "runs": list(dict.fromkeys([*old["runs"], *(run.fingerprint for run in runs)])),
         "settings": settings,
         "commands": [*old["commands"], {"time": now, "command": command}],

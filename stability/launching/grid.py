@@ -28,11 +28,16 @@ class Request:
     """All that a launch needs, typed: what to run and how."""
 
     sweep: str | None
-    question: str
+    definition: Sweep
     ladder: Ladder
     configs: tuple[RunConfig, ...]
     execution: Execution
     command: str
+
+    @property
+    def question(self) -> str:
+        """What the sweep asks; empty for an ad-hoc command."""
+        return self.definition.question
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,7 @@ def build_request(
                 _refuse_unknown(composed[repr(chosen)])
             settings = {key: value for key, value in point.items() if key not in chosen}
             configs[_config(composed[repr(chosen)], settings, command.fixed)] = None
-    return Request(sweep, selection.sweep.question, selection.ladder, tuple(configs), execution, text)
+    return Request(sweep, selection.sweep, selection.ladder, tuple(configs), execution, text)
 
 
 def _grids(sweep: Sweep, command: CommandLine) -> Iterator[Axes]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import jax
 
-from stability.analysis import analyze, format_table
+from stability.analysis import analyze, format_claims, format_table
+from stability.analysis.claims import parse_claims
+from stability.analysis.quantities import parse_quantities
 from stability.config import RunConfig, fingerprint, resolve, validate
 from stability.data.corpus import Corpus, Split, load_corpus, split
 from stability.errors import InputError
@@ -15,6 +17,7 @@ from stability.launching.grid import Request
 from stability.launching.journal import Desk
 from stability.launching.plan import PlannedRun, describe, pack_runs, plan_runs
 from stability.launching.provenance import device_description, provenance
+from stability.launching.reuse import check_lender, reuse
 from stability.launching.signals import stop_flag
 from stability.launching.work import text_of, train_runs
 from stability.tracking.console import Console, counted, duration
@@ -47,14 +50,25 @@ def launch(request: Request) -> int:
     for run in {(c.training.sequence_length, c.training.batch_size): c for c in configs}.values():
         text_of(parts, run)
     manifest = check_folder(path, sweep, runs, request.ladder.scales)
+    parse_claims(request.definition.claims)
+    parse_quantities(request.definition.quantities)
+    lender = Path(request.execution.reuse_from).expanduser() if request.execution.reuse_from else None
+    if lender:
+        check_lender(lender)
     if request.execution.dry_run:
         print(describe(runs))
         print(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
-    folder = open_folder(path, manifest, sweep, request.question, runs, request.ladder.scales, request.command)
+    folder = open_folder(path, manifest, sweep, request.definition, runs, request.ladder, request.command)
+    if lender:
+        copied = reuse(folder, _unfinished(folder, runs), lender)
+        print(f"Took over {counted(copied, 'result')} from {lender}.")
     code = _train_all(request, sweep, folder, runs, parts)
     if code != EXIT_INTERRUPTED:
-        print("\n" + format_table(analyze(path, path)))
+        summary = analyze(path, path)
+        print("\n" + format_table(summary))
+        if summary["claims"]:
+            print("\n" + format_claims(summary))
         print(f"\nResults: {path}   (summary.json, analysis/, runs/)")
     return code
 
@@ -97,9 +111,14 @@ def choose_lanes(lanes: str, device: str) -> tuple[Strategy, str]:
     return "vmap", "one accelerator is best filled by many lanes at once"
 
 
+def _unfinished(folder: SweepFolder, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    """The runs that have no result yet."""
+    return [run for run in runs if (folder.run(run).read_summary() or {}).get("status") not in TERMINAL]
+
+
 def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[PlannedRun, ...], parts: Split) -> int:
     """Train every run that has no result yet, and say how it went; an exit code."""
-    unfinished = [run for run in runs if (folder.run(run).read_summary() or {}).get("status") not in TERMINAL]
+    unfinished = _unfinished(folder, runs)
     packs = pack_runs(unfinished)
     strategy, why = choose_lanes(request.execution.lanes, jax.default_backend())
     console = Console(

@@ -5,6 +5,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict
 
+from stability.typed import Count, Positive
+
 S = TypeVar("S")
 
 
@@ -29,28 +31,58 @@ class Tracking:
 @settings
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """Named sizes: scale -> the keys that it sets."""
+    """Named sizes, and all that must scale with them, so that one sweep file serves every ladder.
+
+    Sweep files read it by interpolation: `scale: ${ladder.series.main}`.
+
+    Attributes:
+        scales: scale -> the keys that it sets.
+        series: named lists of scales, smallest first.
+        learning_rates: named grids.
+        steps: length of a run, which `training.steps` takes over.
+        batch_size: sequences in a batch, which `training.batch_size` takes over.
+        settings: what else a sweep reads here: steps at which to look, windows, lengths of special runs.
+    """
 
     name: str = "none"
     scales: dict[str, dict[str, Any]] = field(default_factory=dict)
+    series: dict[str, list[str]] = field(default_factory=dict)
+    learning_rates: dict[str, list[Positive]] = field(default_factory=dict)
+    steps: Count | None = None
+    batch_size: Count | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 @settings
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A union of grids and the question that it asks. Each grid maps keys, or groups of configs, to lists of values."""
+    """A union of grids, the question that it asks, and what to test on its records.
+
+    Attributes:
+        question: one sentence that ends in a question mark.
+        source: the paper, section and figure that the question is from.
+        grids: each maps keys, or groups of configs, to lists of values.
+        quantities: name -> what to read from each run's metrics (`stability.analysis.quantities`).
+        claims: name -> a statement to test (`stability.analysis.claims`).
+        expect: ladder -> what an honest reader should expect there.
+    """
 
     question: str = ""
+    source: str = ""
     grids: dict[str, dict[str, Any]] = field(default_factory=dict)
+    quantities: dict[str, dict[str, Any]] = field(default_factory=dict)
+    claims: dict[str, dict[str, Any]] = field(default_factory=dict)
+    expect: dict[str, str] = field(default_factory=dict)
 
 
 @settings
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How and where to run; none of it changes what a run is."""
+    """How and where to run; none of it changes what a run is. `reuse_from`: where finished runs may be copied from."""
 
     lanes: Literal["auto", "sequential", "vmap"] = "auto"
     output_dir: str | None = None
+    reuse_from: str | None = None
     dry_run: bool = False
     tracking: Tracking = field(default_factory=Tracking)
 

@@ -27,6 +27,22 @@ ConfigStore.instance().store(
     node={"_target_": "hydra_plugins.stability_plugins.StabilitySweeper"},
     provider="stability",
 )
+
+
+def _share(fraction: float, *, _root_: DictConfig) -> int:
+    """A share of the run's steps in whole steps, at least one unless the share is nothing: `${share:0.05}`."""
+    steps = OmegaConf.select(_root_, "training.steps", throw_on_missing=True)
+    return max(1, round(fraction * steps)) if fraction else 0
+
+
+def _times(value: float, factor: float) -> float:
+    """A product, whole where the first factor is: `${times:${ladder.batch_size},2}`."""
+    return max(1, round(value * factor)) if isinstance(value, int) else value * factor
+
+
+OmegaConf.register_new_resolver("share", _share, replace=True)
+OmegaConf.register_new_resolver("times", _times, replace=True)
+
 APPENDED_GROUPS = ("sweep", "intervention")
 """Groups without a default: Hydra wants `+` before them; an intervention goes last, over what the sweep sets."""
 

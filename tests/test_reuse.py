@@ -1,0 +1,60 @@
+"""Runs that another sweep has finished are copied, whole, and nothing else is."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from stability.tracking.record import run_folders
+from tests.conftest import TINY, Command
+
+RATES = "optimizer.learning_rate=0.003,0.03"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_finished_runs_are_taken_over_and_the_rest_is_trained(command: Command) -> None:
+    assert command(*TINY, RATES, "output_dir=results/lender").code == 0
+    outcome = command(*TINY, f"{RATES},0.3", "output_dir=results/borrower", "reuse_from=results")
+    assert outcome.code == 0, outcome.err
+    assert "Took over 2 results" in outcome.out
+    assert "3 runs, 2 already done" in outcome.out
+    lent = {run.path.name: run.path for run in run_folders(Path("results/lender"))}
+    borrowed = {run.path.name: run.path for run in run_folders(Path("results/borrower"))}
+    assert lent.keys() < borrowed.keys()
+    for name, path in lent.items():
+        ours, theirs = files(borrowed[name]), files(path)
+        copied_from = json.loads(ours.pop("provenance.json"))["copied_from"]
+        assert copied_from.endswith(f"lender/runs/{name}")
+        assert "copied_from" not in json.loads(theirs.pop("provenance.json"))
+        assert ours == theirs
+    assert not [path for path in Path("results/borrower").iterdir() if path.name.startswith(".")]
+    again = command(*TINY, f"{RATES},0.3", "output_dir=results/borrower", "reuse_from=results")
+    assert "Took over 0 results" in again.out
+
+
+def test_unfinished_runs_are_not_lent_and_give_way_to_results(command: Command) -> None:
+    assert command(*TINY, RATES, "output_dir=lender").code == 0
+    first, second = (run.path for run in run_folders(Path("lender")))
+    for path in (first / "summary.json",):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps({**content, "status": "running"}))
+    (Path("borrower/runs") / second.name).mkdir(parents=True)
+    (Path("borrower") / "sweep.json").write_text(
+        json.dumps({**json.loads(Path("lender/sweep.json").read_text()), "sweep": "borrower"})
+    )
+    outcome = command(*TINY, RATES, "output_dir=borrower", "reuse_from=lender")
+    assert outcome.code == 0, outcome.err
+    assert "Took over 1 result " in outcome.out
+    assert json.loads((Path("borrower/runs") / first.name / "summary.json").read_text())["status"] == "finished"
+
+
+@pytest.mark.parametrize("lender", ["nowhere", "empty"])
+def test_a_lender_without_sweeps_is_refused_before_anything_is_written(command: Command, lender: str) -> None:
+    Path("empty").mkdir()
+    outcome = command(*TINY, "output_dir=results/x", f"reuse_from={lender}")
+    assert outcome.code == 2
+    assert f"reuse_from={lender}" in outcome.err
+    assert not Path("results").exists()
