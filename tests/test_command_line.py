@@ -17,8 +17,8 @@ BAD = [
     # arguments, and what the message must name: key, value, fix
     ("+sweep=nope", ["sweep=nope", "quickstart"]),
     ("sweep=quickstart", ["sweep=quickstart", "+sweep=quickstart"]),
-    ("+sweep=quickstart scale=w7", ["scale=w7", "w32, w64, w96"]),
-    ("+sweep=quickstart scale=w32,w7", ["scale=w7", "w32, w64, w96"]),
+    ("+sweep=quickstart scale=w7", ["scale=w7", "w48, w64, w96"]),
+    ("+sweep=quickstart scale=w32,w7", ["scale=w7", "w48, w64, w96"]),
     ("+sweep=quickstart model.qk_layernorm=off", ["model.qk_layernorm=off", "'none', 'per_head' or 'whole_width'"]),
     ("+sweep=quickstart model.qk_layernorm=none,sideways", ["model.qk_layernorm=sideways", "per_head"]),
     ("+sweep=quickstart +intervention=foo", ["intervention=foo", "qk_layernorm_none"]),

@@ -6,7 +6,7 @@ and the others) work on any such table; `analyze` does all of it and writes the 
 
 from stability.analysis.best_learning_rate import best_learning_rate
 from stability.analysis.cells import Cell, capped, cells, outcomes
-from stability.analysis.edge_fit import forecast_stable_edge, stable_edge_fit
+from stability.analysis.edge_fit import EdgeFit, edge_fits, forecast_stable_edge, stable_edge_fit
 from stability.analysis.load import COLUMNS, Source, load, read
 from stability.analysis.scaling import sensitivity_scaling
 from stability.analysis.sensitivity import (
@@ -29,6 +29,7 @@ __all__ = [
     "LOSS_NOISE",
     "UNSTABLE_EXCESS",
     "Cell",
+    "EdgeFit",
     "Estimator",
     "Source",
     "analyze",
@@ -36,6 +37,7 @@ __all__ = [
     "capped",
     "cells",
     "curves",
+    "edge_fits",
     "forecast_stable_edge",
     "format_claims",
     "format_table",

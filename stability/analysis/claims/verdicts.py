@@ -253,7 +253,7 @@ def _(claim: StableEdgeFalls, results: Results) -> Verdict:
     arm = results.arm(claim.arm)
     brackets = stable_edge_brackets(results.table.filter(pl.col("arm") == arm), results.unstable_excess)
     try:
-        fit = fit_stable_edge(brackets)
+        fit = fit_stable_edge(brackets, "averaged")
     except InputError as error:
         raise Unanswerable(f"arm {arm!r}: {error.problem}") from None
     slope = float(np.median(fit.slope))
