@@ -28,6 +28,7 @@ from stability.analysis.claims.results import (
     LOSS,
     SENSITIVITY,
     Box,
+    Replica,
     Results,
     Unanswerable,
     at_learning_rates,
@@ -53,9 +54,10 @@ from stability.analysis.claims.vocabulary import (
     TrainsAtEveryLearningRate,
 )
 from stability.analysis.edge_fit import fit_stable_edge
+from stability.analysis.scaling import fit_slope
 from stability.analysis.sensitivity import Estimator, sensitivity_noise_sd, sensitivity_of
 from stability.analysis.stable_edge import stable_edge_brackets
-from stability.analysis.uncertainty import INTERVAL_LEVEL, Estimate, Interval, over_seeds
+from stability.analysis.uncertainty import INTERVAL_LEVEL, Basis, Estimate, Interval, over_seeds
 from stability.errors import InputError
 
 Outcome = Literal["holds", "fails", "undecided"]
@@ -431,57 +433,92 @@ def _below(scale: str, a: Box, b: Box, noise: float | None) -> Part:
 @_judge.register
 def _(claim: QuantityTrend, results: Results) -> Verdict:
     curve = Curve(quantity=claim.quantity, arm=claim.arm, scales=claim.scales)
-    _, slopes = _growth(curve, claim.along, claim.learning_rates, results)
+    growth = _growth(curve, claim.along, claim.learning_rates, results)
     bound = Bound(low=claim.slope) if claim.kind == "quantity_rises" else Bound(high=-claim.slope)
     what = f"slope of ln({claim.quantity}) of {results.arm(claim.arm)!r} on ln {_SYMBOL[claim.along]}"
-    return _decide([_part("", slopes)], bound, what)
+    part = growth.over_sizes() if claim.along == "n_params" else _part("", growth.slopes, growth.noise_sd)
+    return _decide([part], bound, what)
 
 
 @_judge.register
 def _(claim: GrowsFaster, results: Results) -> Verdict:
-    sides = (claim.curve, claim.than)
-    (seeds_a, a), (seeds_b, b) = (_growth(side, claim.along, claim.learning_rates, results) for side in sides)
-    shared = [seed for seed in seeds_a if seed in seeds_b]
+    a, b = (_growth(side, claim.along, claim.learning_rates, results) for side in (claim.curve, claim.than))
+    shared = [seed for seed in a.seeds if seed in b.seeds]
     if not shared:
         raise Unanswerable("the two curves share no seed")
-    values = a[[seeds_a.index(seed) for seed in shared]] - b[[seeds_b.index(seed) for seed in shared]]
-    slopes = f"{np.mean(a):.3g} against {np.mean(b):.3g}"
-    return _decide(
-        [_part("", values)], Bound(low=0.0), f"difference of log-log slopes on {_SYMBOL[claim.along]} ({slopes})"
-    )
+    noise = None if a.noise_sd is None or b.noise_sd is None else math.hypot(a.noise_sd, b.noise_sd)
+    slopes = f"{np.mean(a.slopes):.3g} against {np.mean(b.slopes):.3g}"
+    what = f"difference of log-log slopes on {_SYMBOL[claim.along]} ({slopes})"
+    return _decide([_part("", a.of(shared) - b.of(shared), noise)], Bound(low=0.0), what)
 
 
 _SYMBOL = {"n_params": "N", "learning_rate": "LR"}
 
 
-def _growth(
-    curve: Curve, along: Axis, learning_rates: Range | None, results: Results
-) -> tuple[Sequence[Any], Float[np.ndarray, " Z"]]:
-    """The seeds of a curve, and its log-log slope for each of them."""
+@dataclass(frozen=True)
+class _Growth:
+    """A quantity's logarithm along an axis, mean over the other one.
+
+    Attributes:
+        x: positions on the axis, N or LR.
+        logs: of each seed at each position.
+        noise_sds: what the declared noise of single runs makes of one value at each position, where that is known.
+    """
+
+    seeds: tuple[Replica, ...]
+    x: Float[np.ndarray, " X"]
+    logs: Float[np.ndarray, "Z X"]
+    noise_sds: Float[np.ndarray, " X"] | None = None
+
+    @property
+    def slopes(self) -> Float[np.ndarray, " Z"]:
+        """The least-squares slope on ln x of each seed."""
+        return np.asarray(self.logs @ _slope_weights(self.x))
+
+    @property
+    def noise_sd(self) -> float | None:
+        """What the declared noise makes of one slope."""
+        return None if self.noise_sds is None else math.hypot(*(self.noise_sds * _slope_weights(self.x)))
+
+    def of(self, seeds: Sequence[Replica]) -> Float[np.ndarray, " Z"]:
+        """The slopes of some seeds, in the order given."""
+        return self.slopes[[self.seeds.index(seed) for seed in seeds]]
+
+    def over_sizes(self) -> Part:
+        """The slope on ln N as a law for further sizes: the scales' scatter about the line counts, as in `scaling`."""
+        _slope_weights(self.x)  # refuses scales of one N
+        noise_square = None if self.noise_sds is None else float(np.mean(self.noise_sds**2))
+        slope, half, basis = fit_slope(np.log(self.x).tolist(), list(self.logs.T), noise_square)
+        interval = None if half is None else (slope - half, slope + half)
+        known: Basis | None = "noise_floor" if basis == "noise_floor" else None if basis is None else "seeds"
+        return Part("", lambda level: Estimate(slope, interval, len(self.seeds), known))
+
+
+def _growth(curve: Curve, along: Axis, learning_rates: Range | None, results: Results) -> _Growth:
     arm = results.arm(curve.arm)
     scales = results.scales(arm, curve.scales)
     if curve.quantity != SENSITIVITY:
-        box = results.box(curve.quantity, arm, scales, learning_rates)
-        return box.seeds, _slopes(box, along, curve.quantity)
+        return _growth_of_quantity(results.box(curve.quantity, arm, scales, learning_rates), along, curve.quantity)
     if along != "n_params":
         raise Unanswerable("sensitivity is taken over learning rates, so it has no growth along them")
     members = _on_common_rates([results.cell(arm, scale, learning_rates) for scale in scales])
-    seeds = [seed for seed in members[0].seeds if all(seed in cell.seeds for cell in members)]
+    seeds = tuple(seed for seed in members[0].seeds if all(seed in cell.seeds for cell in members))
     if len(members) < 2 or not seeds:
         raise Unanswerable(f"arm {arm!r} has {len(members)} scales with {len(seeds)} seeds in common")
     values = np.stack([_per_seed(at_seeds(cell, seeds), "mean") for cell in members], axis=1)
-    return seeds, _logarithm(values, SENSITIVITY) @ _slope_weights([cell.n_params for cell in members])
+    logs = _logarithm(values, SENSITIVITY)
+    noises = [sensitivity_noise_sd(cell, "mean", results.loss_noise) for cell in members]
+    # d ln S = dS / S
+    relative = [sd / s for sd, s in zip(noises, values.mean(axis=0), strict=True) if sd is not None]
+    sizes = np.array([cell.n_params for cell in members], float)
+    return _Growth(seeds, sizes, logs, np.array(relative) if len(relative) == len(members) else None)
 
 
-def _slopes(box: Box, along: Axis, quantity: str) -> Float[np.ndarray, " Z"]:
-    """The log-log slope on N, mean over LRs, or on LR, mean over scales, for each seed."""
-    x = box.n_params if along == "n_params" else box.learning_rates
+def _growth_of_quantity(box: Box, along: Axis, quantity: str) -> _Growth:
+    x, other = (box.n_params, 2) if along == "n_params" else (box.learning_rates, 1)
     if len(x) < 2:
         raise Unanswerable(f"{quantity!r} is known at one {'scale' if along == 'n_params' else 'learning rate'} only")
-    axis = 1 if along == "n_params" else 2
-    weights = _slope_weights(x)
-    slopes = np.tensordot(np.moveaxis(_logarithm(box.values, quantity), axis, -1), weights, axes=1)
-    return np.asarray(slopes.mean(axis=1))
+    return _Growth(box.seeds, x, _logarithm(box.values, quantity).mean(axis=other))
 
 
 def _logarithm(values: Float[np.ndarray, "..."], quantity: str) -> Float[np.ndarray, "..."]:
