@@ -227,5 +227,15 @@ def at_seeds(cell: Cell, seeds: Sequence[Replica]) -> Cell:
     )
 
 
+def slope_weights(x: Sequence[float] | Float[np.ndarray, " X"]) -> Float[np.ndarray, " X"]:
+    """What to multiply values with to get their least-squares slope on ln x."""
+    centred = np.log(np.asarray(x, float))
+    centred = centred - centred.mean()
+    total = float(np.sum(centred**2))
+    if total == 0:
+        raise Unanswerable("all scales have the same N")
+    return np.asarray(centred / total)
+
+
 def _parts(label: str) -> frozenset[str]:
     return frozenset(part.strip() for part in label.split(",") if part.strip())
