@@ -5,8 +5,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import jax
 import pytest
+
+hypothesis.settings.register_profile("stability", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("stability")
 
 TINY = [
     "model.width=16",
