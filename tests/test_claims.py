@@ -76,7 +76,7 @@ CASES: dict[str, Case] = {
     "best_learning_rate_stays": Case(
         {"kind": "best_learning_rate_stays"},
         one(replace(CALM, best=0.05, curvature=0.1)),
-        one(replace(CALM, best=0.05, curvature=0.1, best_exponent=-0.8)),
+        one(replace(CALM, best=0.07, curvature=0.1, best_exponent=-0.75)),
         one(replace(CALM, best=0.05, curvature=0.1, best_exponent=-math.log(10 / 3) / math.log(64))),
     ),
     "best_learning_rate_falls": Case(
@@ -333,3 +333,17 @@ def test_what_is_no_claim_is_refused_with_key_value_and_fix(claim: Any, words: l
     with pytest.raises(InputError) as caught:
         parse_claims({"it": claim})
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_seed_whose_best_rate_lies_beyond_the_grid_is_not_left_out() -> None:
+    arm = replace(CALM, best=0.05, curvature=0.1)
+    claim = {"kind": "best_learning_rate_stays"}
+    table, _ = world(np.random.default_rng(3), seeds=3, arms=one(arm))
+    assert verdict(claim, table).verdict == "holds"
+    lowest = (pl.col("seed") == 0) & (pl.col("scale") == "s0") & (pl.col("learning_rate") == 0.003)
+    beyond = table.with_columns(
+        loss_validation=pl.when(lowest).then(0.5).otherwise(pl.col("loss_validation")),
+    )
+    found = verdict(claim, beyond)
+    assert found.verdict == "undecided"
+    assert "unknown for some seed" in found.evidence

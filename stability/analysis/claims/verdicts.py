@@ -102,7 +102,9 @@ def decide(parts: Sequence[Part], bound: Bound, what: str) -> Verdict:
     kept = [e.interval is not None and bound.kept(e.interval) for e in estimates]
     broken = [(i := part.at(strict).interval) is not None and bound.broken(i) for part in parts]
     outcome: Outcome = "holds" if all(kept) else "fails" if any(broken) else "undecided"
-    worst = min(estimates, key=lambda e: -math.inf if e.value is None else bound.room(e.value))
+    # One known number is enough to fail by; to hold or to stay undecided, the unknown ones are the worst.
+    candidates = [e for e in estimates if e.value is not None] if outcome == "fails" else estimates
+    worst = min(candidates, key=lambda e: -math.inf if e.value is None else bound.room(e.value))
     numbers = "; ".join(f"{part.where}{_text(e)}" for part, e in zip(parts, estimates, strict=True))
     reason = _thin(estimates) if outcome == "undecided" else ""
     n = min(e.n for e in estimates)
@@ -111,7 +113,7 @@ def decide(parts: Sequence[Part], bound: Bound, what: str) -> Verdict:
 
 def _text(estimate: Estimate) -> str:
     if estimate.value is None:
-        return "unknown"
+        return "unknown for some seed"
     if estimate.interval is None:
         return f"{estimate.value:.3g}, no interval"
     low, high = estimate.interval
@@ -125,9 +127,10 @@ def _thin(estimates: Sequence[Estimate]) -> str:
 
 
 def mean_part(where: str, values: Float[np.ndarray, " Z"], one_seed_sd: float | None = None) -> Part:
-    """A part whose number is a mean over seeds; seeds without one are left out."""
-    known = values[np.isfinite(values)]
-    return Part(where, lambda level: over_seeds(known, one_seed_sd, level))
+    """A part whose number is a mean over seeds; unknown where a seed has none, for leaving it out would be choosing."""
+    if not np.isfinite(values).all():
+        return Part(where, lambda level: Estimate(None, None, len(values), None))
+    return Part(where, lambda level: over_seeds(values, one_seed_sd, level))
 
 
 def share(flags: Any, tolerance: float, what: str) -> Verdict:
