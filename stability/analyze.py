@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 
 from stability.command_line import report
 from stability.errors import InputError
+from stability.formats import FORMATS, Format
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 EPILOG = """\
@@ -27,6 +28,8 @@ keys
                             for where there is one seed
   learning_rate_min=X       narrows the range of learning rates that sensitivity is taken over
   learning_rate_max=X
+  figures=svg,pdf,png       formats of the figures' files; empty for none
+  report=true               write report.html, all results and figures on one page
 
 examples
   python -m stability.analyze source=results/quickstart output_dir=/tmp/again
@@ -49,6 +52,8 @@ class AnalysisSettings:
     loss_noise: PositiveFloat = 0.03
     learning_rate_min: PositiveFloat | None = None
     learning_rate_max: PositiveFloat | None = None
+    figures: tuple[Format, ...] = FORMATS
+    report: bool = True
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -80,8 +85,9 @@ def _settings(given: dict[str, str]) -> AnalysisSettings:
 
     if "source" not in given:
         raise InputError("source", "", "is missing", "Say what to analyse: source=results/NAME or source=FILE.csv.")
-    listed = {"forecast_n_params": given["forecast_n_params"].split(",")} if "forecast_n_params" in given else {}
-    return from_mapping(AnalysisSettings, {**given, **listed})
+    lists = ("forecast_n_params", "figures")
+    values = {key: [*filter(None, text.split(","))] if key in lists else text for key, text in given.items()}
+    return from_mapping(AnalysisSettings, values)
 
 
 def _sources(text: str) -> list[Path]:
@@ -111,11 +117,13 @@ def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
         loss_noise=settings.loss_noise,
         learning_rate_min=settings.learning_rate_min,
         learning_rate_max=settings.learning_rate_max,
+        figure_formats=settings.figures,
+        report=settings.report,
     )
     print(format_table(summary))
     if summary["claims"]:
         print("\n" + format_claims(summary))
-    print(f"\nResults: {output}   (summary.json, analysis/)")
+    print(f"\nResults: {output}   ({'report.html, ' if settings.report else ''}summary.json, analysis/)")
     return 0
 
 

@@ -21,6 +21,8 @@ TINY = [
     "training.steps=30",
     "training.validation_sequences=16",
     "tracking=files",
+    "figures=[]",
+    "report=false",
 ]
 """Overrides that make any run of the defaults cost milliseconds."""
 

@@ -73,13 +73,20 @@ def test_csv_to_summary_and_figures(tmp_path: Path) -> None:
         ("per_head", 2000): (0.3, None),
         ("per_head", 9000): (0.3, None),
     }
-    names = ("loss_by_learning_rate", "attention_logit_max_by_learning_rate", "sensitivity_by_n_params")
+    names = (
+        "loss_by_learning_rate",
+        "attention_logit_max_by_learning_rate",
+        "sensitivity_by_n_params",
+        "stable_edge_by_n_params",
+    )
     assert sorted(path.name for path in (out / "analysis").iterdir()) == sorted(
-        f"{n}.{e}" for n in names for e in ("svg", "png")
+        f"{n}.{e}" for n in names for e in ("svg", "pdf", "png")
     )
     for name in names:
         assert (out / "analysis" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (out / "analysis" / f"{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (out / "analysis" / f"{name}.svg").read_text().startswith("<svg")
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
 
 
 def test_analysing_again_replaces_and_drops_figures_without_data(tmp_path: Path) -> None:
@@ -89,7 +96,15 @@ def test_analysing_again_replaces_and_drops_figures_without_data(tmp_path: Path)
     one.write_text("n_params,learning_rate,loss\n10,0.1,2\n")
     result = analyze(one, out)
     assert written(out) == result
-    assert {path.stem for path in (out / "analysis").iterdir()} == {"loss_by_learning_rate"}
+    assert {path.stem for path in (out / "analysis").iterdir()} == {"loss_by_learning_rate", "stable_edge_by_n_params"}
+    (out / "analysis" / "mine.txt").write_text("kept")
+    assert analyze(one, out, figure_formats=["svg"], report=False) == result
+    assert {path.name for path in (out / "analysis").iterdir()} == {
+        "loss_by_learning_rate.svg",
+        "stable_edge_by_n_params.svg",
+        "mine.txt",
+    }
+    assert not (out / "report.html").exists(), "one from an earlier analysis would show what is no longer so"
     assert format_table(result).splitlines()[-1].split() == ["10", "-", "0.1", "(end", "of", "grid)", "≥", "0.1", "-"]
 
 
@@ -148,7 +163,7 @@ def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_format_table(tmp_path: Path) -> None:
-    lines = format_table(analyze(csv(tmp_path), tmp_path)).splitlines()
+    lines = format_table(analyze(csv(tmp_path), tmp_path, figure_formats=(), report=False)).splitlines()
     assert lines == [
         "scale  arm       sensitivity (mean)    best LR  highest stable LR         max attention logit",
         "-----  --------  --------------------  -------  ------------------------  -------------------",
@@ -177,7 +192,7 @@ def test_a_large_sweep_can_be_drawn(tmp_path: Path) -> None:
     table = load(csv(tmp_path)).filter(pl.col("seed") == 0).drop("seed").join(seeds, how="cross")
     chart = figures.loss_by_learning_rate(table)
     assert chart is not None
-    figures.save(chart, tmp_path, "large")
+    figures.save_all({"large": figures.specification(chart)}, tmp_path, ["svg"])
     assert (tmp_path / "large.svg").stat().st_size > 10_000
 
 

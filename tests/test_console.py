@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console as RichConsole
 
 from stability.tracking import console as console_module
-from stability.tracking.console import Console, duration, number
+from stability.tracking import live as live_module
+from stability.tracking.console import Console, QuietConsole, duration, number
+from stability.tracking.live import LiveConsole, RunFacts, console_for
 
 FINISHED = {"status": "finished", "loss_validation": 2.345, "attention_logit_max": 12345.0}
 
@@ -39,7 +42,8 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(console_module, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
+    for module in (console_module, live_module):
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 
 
@@ -264,3 +268,97 @@ def test_a_terminal_s_progress_gives_way_to_the_lines_that_stay(clock: Clock) ->
     assert text(shown).endswith("\r\x1b[Ksomething else\n")
     shown.say("and more")
     assert text(shown).endswith("\nand more\n")
+
+
+# --- the live table ---------------------------------------------------------------------------------------------------
+
+
+def facts(count: int) -> dict[str, RunFacts]:
+    return {f"r{i:02d}": RunFacts("qk_layernorm=none", f"w{i}", 0.01 * (i + 1), i) for i in range(count)}
+
+
+def live(count: int, height: int, monkeypatch: pytest.MonkeyPatch) -> LiveConsole:
+    monkeypatch.setenv("LINES", str(height))
+    monkeypatch.setenv("COLUMNS", "100")
+    runs = facts(count)
+    return LiveConsole(
+        work=dict.fromkeys(runs, 1.0), kinds=dict.fromkeys(runs, 0), out=Terminal(True), _mark=100.0, facts=runs
+    )
+
+
+def frame(shown: LiveConsole) -> list[str]:
+    """The lines of the table as they stand now, without colours."""
+    plain = RichConsole(file=io.StringIO(), width=100, force_terminal=False)
+    plain.print(shown._view())
+    output = plain.file
+    assert isinstance(output, io.StringIO)
+    return [line.rstrip() for line in output.getvalue().splitlines() if line.strip()]
+
+
+def test_runs_are_rows(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = live(3, 24, monkeypatch)
+    shown.started(["r00"])
+    assert frame(shown)[1].split() == ["qk_layernorm=none", "w0", "0.01", "0", "-", "-", "starting"]
+    for step in (10, 20, 50):
+        clock.now += 2.0
+        shown.row(
+            "r00", {"step": step, "loss/train": 3.25, "attention_logit/max": 7.5, "speed/tokens_per_second": 640.0}
+        )
+        shown.progress("r00", "first", step, 100)
+    lines = frame(shown)
+    assert lines[1].split() == ["qk_layernorm=none", "w0", "0.01", "0", "3.250", "7.500", "50/100"]
+    assert lines[2].split()[-1] == "waiting"
+    assert "0/3 runs" in lines[-1]
+    assert "640 tokens/s" in lines[-1]
+    assert left(lines[-1]) == pytest.approx(25.0, abs=1.0)  # 40 steps took 4 s; 250 remain
+    shown.ended("r00", "first", {**FINISHED, "status": "diverged", "loss_validation": None}, 5.0)
+    assert frame(shown)[1].split() == ["qk_layernorm=none", "w0", "0.01", "0", "-", "1.2e+04", "diverged"]
+    shown.say("[bold]one\nmore[/bold]")
+    shown.close()
+    assert "[bold]one" in text(shown), "what is said is text, not markup"
+
+
+@pytest.mark.parametrize(("count", "height"), [(1, 24), (5, 10), (60, 24), (60, 3), (2000, 50)])
+def test_the_table_fits_and_follows_the_run_under_way(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, count: int, height: int
+) -> None:
+    shown = live(count, height, monkeypatch)
+    for i in sorted({0, count // 2, count - 1}):
+        for j in range(i):
+            shown._lines[f"r{j:02d}"].status = "finished"
+        shown._lines[f"r{i:02d}"].status = "10/100"
+        window = shown._window()
+        assert len(window) <= max(3, height - 6)
+        assert shown._lines[f"r{i:02d}"] in window
+        assert len(window) == min(count, max(3, height - 7))
+
+
+@pytest.mark.parametrize(
+    ("progress", "is_terminal", "environment", "kind"),
+    [
+        ("auto", True, {"TERM": "xterm"}, LiveConsole),
+        ("auto", True, {"TERM": "dumb"}, Console),
+        ("auto", True, {"TERM": "xterm", "CI": "true"}, Console),
+        ("auto", False, {"TERM": "xterm"}, Console),
+        ("live", False, {"TERM": "xterm"}, LiveConsole),
+        ("lines", True, {"TERM": "xterm"}, Console),
+        ("quiet", True, {"TERM": "xterm"}, QuietConsole),
+    ],
+)
+def test_who_shows_what(
+    progress: Any, is_terminal: bool, environment: dict[str, str], kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TERM", "CI"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    made = console_for(progress, {}, work={}, kinds={}, out=Terminal(is_terminal))
+    assert type(made) is kind
+
+
+def test_quiet_says_what_went_wrong_and_no_more(clock: Clock) -> None:
+    shown = QuietConsole(work={"a": 1.0, "b": 1.0}, kinds={"a": 0, "b": 0}, out=Terminal(False), _mark=100.0)
+    train(shown, clock, "a", 60.0)
+    assert text(shown) == ""
+    shown.ended("b", "second", {"status": "failed", "error": "ValueError: no"}, 1.0)
+    assert text(shown) == "[2/2] second".ljust(len("[2/2] ") + 44) + " failed: ValueError: no\n"

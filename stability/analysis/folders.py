@@ -1,7 +1,7 @@
 """The records of one or several sweeps' results folders as a table with one row a run."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ import polars as pl
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stability.analysis.quantities import Quantity, metric_names, of_metrics
-from stability.analysis.source import COLUMNS
+from stability.analysis.source import COLUMNS, RUN_INDEX, About, History, history_schema
 from stability.arms import arm_labels, scale_name
 from stability.errors import InputError
 from stability.tracking import record
@@ -24,10 +24,14 @@ class Manifest(BaseModel):
     model_config = ConfigDict(strict=True)
 
     sweep: str
+    question: str = ""
+    source: str = ""
+    ladder: str = ""
     scales: dict[str, dict[str, Any]]
     runs: list[str]
     quantities: dict[str, dict[str, Any]] = {}
     claims: dict[str, dict[str, Any]] = {}
+    commands: list[dict[str, Any]] = []
 
 
 class _Summary(BaseModel):
@@ -100,12 +104,18 @@ class FolderRuns:
         metrics: what a quantity can be made of; all of it only where a quantity is null everywhere.
         complete: every run planned has finished or diverged.
         warnings: what a reader ought to know.
+        about: where the results are from.
+        records: fingerprint -> the run's folder.
+        history: the runs step by step; its `RUN_INDEX` counts the rows of `runs`.
     """
 
     runs: pl.DataFrame
     metrics: frozenset[str]
     complete: bool
     warnings: tuple[str, ...]
+    about: About
+    records: Mapping[str, Path]
+    history: History
 
 
 def open_folder(path: Path) -> SweepRecords:
@@ -154,11 +164,15 @@ def read_folders(folders: Sequence[SweepRecords], quantities: Mapping[str, Quant
     pending = [fingerprint for fingerprint in planned if status.get(fingerprint) not in record.TERMINAL]
     schema: dict[str, type[pl.DataType]] = {**COLUMNS, **dict.fromkeys(quantities, pl.Float64)}
     table = pl.DataFrame(rows, schema=schema)
+    made_with = _made_with(runs)
     return FolderRuns(
         table,
         _metrics_seen(runs, table, quantities),
         not pending,
-        (*twice, *_pending_warning(planned, pending, status), *_mixture_warnings(runs)),
+        (*twice, *_pending_warning(planned, pending, status), *_mixture_warnings(made_with)),
+        _about([folder.manifest for folder in folders], made_with),
+        {run.summary.fingerprint: run.folder for run in runs},
+        lambda metrics, count: _history(runs, metrics, count),
     )
 
 
@@ -304,15 +318,43 @@ def _pending_warning(planned: Sequence[str], pending: Sequence[str], status: Map
         yield f"{len(pending)} of {len(planned)} planned runs have no result yet and are not counted ({states})."
 
 
+def _history(runs: Sequence[_Run], metrics: Sequence[str], count: int) -> pl.DataFrame:
+    rows = []
+    for index, run in enumerate(runs):
+        with record.Metrics(run.metrics) as file:
+            rows += [{RUN_INDEX: index, **row} for row in file.sample(metrics, count)]
+    return pl.DataFrame(rows, schema=history_schema(metrics))
+
+
+def _about(manifests: Sequence[Manifest], made_with: Mapping[str, tuple[str, ...]]) -> About:
+    def each_once(values: Iterable[str]) -> str:
+        return " / ".join(dict.fromkeys(filter(None, values)))
+
+    return About(
+        question=each_once(manifest.question for manifest in manifests),
+        source=each_once(manifest.source for manifest in manifests),
+        ladder=each_once(manifest.ladder for manifest in manifests),
+        commands=tuple(dict.fromkeys(str(one.get("command")) for each in manifests for one in each.commands)),
+        made_with=made_with,
+    )
+
+
 _SAME_OVER_RUNS = ("device", "backend", "lanes", "versions.jax", "versions.stability")
 """What changes rounding at least: near the stability edge, that can change a result."""
+_TOLD_OF_A_START = (*_SAME_OVER_RUNS, "versions.python", "versions.flax", "versions.optax", "versions.numpy")
 
 
-def _mixture_warnings(runs: Sequence[_Run]) -> Iterator[str]:
-    """One warning for each thing outside the fingerprint that differs between starts and may show in a curve."""
+def _made_with(runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:
+    """All values of what the starts of the runs tell, each once, sorted."""
     paths = [run.folder / "provenance.json" for run in runs]
     starts = [record.flatten(start) for path in paths if path.exists() for start in _content(path).get("starts", [])]
+    found = {key: {str(start[key]) for start in starts if key in start} for key in _TOLD_OF_A_START}
+    return {key: tuple(sorted(values)) for key, values in found.items() if values}
+
+
+def _mixture_warnings(made_with: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    """One warning for each thing outside the fingerprint that differs between starts and may show in a curve."""
     for key in _SAME_OVER_RUNS:
-        values = sorted({str(start[key]) for start in starts if key in start})
+        values = made_with.get(key, ())
         if len(values) > 1:
             yield f"The runs mix {key}: {', '.join(values)}. Differences near the stability edge may come from that."

@@ -12,7 +12,18 @@ import polars as pl
 
 from stability.analysis.folders import FolderRuns, SweepRecords, open_folder, read_folders
 from stability.analysis.quantities import Quantity, parse_quantities, unknown_metric_warning
-from stability.analysis.source import COLUMNS, SEAT, Source, joined, size_name, size_names
+from stability.analysis.source import (
+    COLUMNS,
+    RUN_INDEX,
+    SEAT,
+    About,
+    History,
+    Source,
+    history_schema,
+    joined,
+    size_name,
+    size_names,
+)
 from stability.analysis.table_columns import PLACE, check_aliases
 from stability.analysis.table_parts import TableFile, open_table
 from stability.analysis.tables import TableRuns, read_table
@@ -60,7 +71,9 @@ def read(source: Paths, *, aliases: Mapping[str, str] | None = None, quantities:
     check_aliases(files, aliases or {})
     from_folders = read_folders(folders, definitions, prefix=several) if folders else None
     tables = [read_table(file, aliases or {}, definitions) for file in files]
-    runs = _joined(from_folders, tables, definitions, several)
+    parts = _parts(from_folders, tables, several)
+    runs = _joined(parts, tables, definitions)
+    histories = [one.history for one in (from_folders, *tables) if one]
     return Source(
         table=runs,
         sweep="+".join(one.manifest.sweep if isinstance(one, SweepRecords) else one.path.stem for one in opened),
@@ -72,6 +85,9 @@ def read(source: Paths, *, aliases: Mapping[str, str] | None = None, quantities:
             *_null_everywhere(runs, from_folders, tables, definitions),
         ),
         claims=_merged("claims", [(folder, folder.manifest.claims) for folder in folders]),
+        about=from_folders.about if from_folders else About(),
+        records=from_folders.records if from_folders else {},
+        history=_joined_history(runs, parts, histories),
     )
 
 
@@ -123,10 +139,8 @@ def _merged(key: str, parts: Sequence[tuple[SweepRecords, Mapping[str, T]]]) -> 
     return merged
 
 
-def _joined(
-    folders: FolderRuns | None, tables: Sequence[TableRuns], definitions: Mapping[str, Quantity], several: bool
-) -> pl.DataFrame:
-    """One table of all runs."""
+def _parts(folders: FolderRuns | None, tables: Sequence[TableRuns], several: bool) -> list[pl.DataFrame]:
+    """The runs of the folders, if any, then those of each table, with what only shows over all tables together."""
     names = size_names({size for table in tables for size in table.runs.filter(pl.col("scale").is_null())["n_params"]})
     parts = [folders.runs] if folders else []
     for table in tables:
@@ -135,15 +149,49 @@ def _joined(
         )
         folder = pl.lit(str(table.file.path) if several else None, pl.String).alias("folder")
         parts.append(table.runs.with_columns(scale, folder))
+    return parts
+
+
+def _joined(
+    parts: Sequence[pl.DataFrame], tables: Sequence[TableRuns], definitions: Mapping[str, Quantity]
+) -> pl.DataFrame:
+    """One table of all runs."""
     if tables:
-        _refuse_twins(folders, tables, parts)
+        _refuse_twins(parts, tables)
     read = dict.fromkeys([*definitions, *(name for table in tables for name in table.quantities)])
     return joined(parts, read)
 
 
-def _refuse_twins(folders: FolderRuns | None, tables: Sequence[TableRuns], parts: Sequence[pl.DataFrame]) -> None:
+_IDENTITY = (*SEAT, "data_seed", "fingerprint")
+"""What tells the runs of all kinds of sources apart; tables leave the last two null."""
+
+
+def _joined_history(runs: pl.DataFrame, parts: Sequence[pl.DataFrame], histories: Sequence[History]) -> History:
+    """The histories of all parts as one, of the rows of `runs`."""
+    seats = runs.select(*_IDENTITY, pl.int_range(pl.len(), dtype=pl.Int64).alias("place"))
+    places = [part.select(name for name in _IDENTITY if name in part.columns) for part in parts]
+    places = [
+        part.with_row_index(RUN_INDEX).cast({RUN_INDEX: pl.Int64}).join(seats, on=part.columns, nulls_equal=True)
+        for part in places
+    ]
+
+    def history(metrics: Sequence[str], count: int) -> pl.DataFrame:
+        found = [
+            one(metrics, count).join(place.select(RUN_INDEX, "place"), on=RUN_INDEX).drop(RUN_INDEX)
+            for one, place in zip(histories, places, strict=True)
+        ]
+        schema = history_schema(metrics)
+        return (
+            pl.concat(found).rename({"place": RUN_INDEX}).select(*schema).sort(RUN_INDEX, "step", maintain_order=True)
+        )
+
+    return history
+
+
+def _refuse_twins(parts: Sequence[pl.DataFrame], tables: Sequence[TableRuns]) -> None:
     """No run of a table may stand in a folder or in a table again, its own under a scale's name included."""
-    places = [pl.col("folder").alias("place")] if folders else []
+    first_table = len(parts) - len(tables)
+    places = [pl.col("folder").alias("place")] * first_table
     places += [
         pl.format("{} {} of {}", pl.lit(table.file.unit), pl.col(PLACE), pl.lit(str(table.file.path))).alias("place")
         for table in tables
@@ -153,7 +201,6 @@ def _refuse_twins(folders: FolderRuns | None, tables: Sequence[TableRuns], parts
         for number, (part, place) in enumerate(zip(parts, places, strict=True))
     )
     twins = seats.filter(pl.struct(SEAT).is_duplicated())
-    first_table = 1 if folders else 0
     for row in twins.filter(pl.col("part") >= first_table).head(1).iter_rows(named=True):
         same = twins.filter(pl.all_horizontal(pl.col(name) == row[name] for name in SEAT))["place"]
         raise InputError(

@@ -1,7 +1,8 @@
 """The table of runs that every measurement works on, wherever the runs came from."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -31,6 +32,46 @@ RESERVED = frozenset({*COLUMNS, "loss", "step", "diverged"})
 """Names that a quantity cannot have: they mean something else in a table of runs."""
 
 
+RUN_INDEX = "_run"
+"""In a history: which row of the table of runs a row is of."""
+
+History = Callable[[Sequence[str], int], pl.DataFrame]
+"""(metrics, count) -> up to so many rows of each run, evenly spread over its training, the last among them.
+
+Columns: `RUN_INDEX`, `step` and the metrics as Float64, null where a row does not have one. Runs ascend, and in a run
+the steps. A run without any of the metrics has no rows.
+"""
+
+
+def no_history(metrics: Sequence[str], count: int) -> pl.DataFrame:
+    """The history of runs that are known by their results only."""
+    return pl.DataFrame(schema=history_schema(metrics))
+
+
+def history_schema(metrics: Sequence[str]) -> dict[str, type[pl.DataType]]:
+    """The columns of a history."""
+    return {RUN_INDEX: pl.Int64, "step": pl.Int64, **dict.fromkeys(metrics, pl.Float64)}
+
+
+@dataclass(frozen=True)
+class About:
+    """What a reader is told of how the results came about; all of it empty where that is not known.
+
+    Attributes:
+        question: what the sweep asks.
+        source: paper, section and figure that the question is from.
+        ladder: the ladder's name.
+        commands: every command that trained runs of it, oldest first.
+        made_with: device, lanes and versions -> every value that the runs' starts have.
+    """
+
+    question: str = ""
+    source: str = ""
+    ladder: str = ""
+    commands: tuple[str, ...] = ()
+    made_with: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Source:
     """The runs of one or several sources, and what is known about them as a whole.
@@ -42,6 +83,9 @@ class Source:
         complete: every planned run has finished or diverged.
         warnings: what a reader of the results ought to know.
         claims: name -> a statement that the sweep makes, as its manifest holds it.
+        about: where the results are from.
+        records: fingerprint -> the run's folder, for those that have one.
+        history: the runs step by step; its `RUN_INDEX` counts the rows of `table`.
     """
 
     table: pl.DataFrame
@@ -49,6 +93,9 @@ class Source:
     complete: bool
     warnings: tuple[str, ...]
     claims: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    about: About = field(default_factory=About)
+    records: Mapping[str, Path] = field(default_factory=dict)
+    history: History = no_history
 
 
 def joined(tables: Iterable[pl.DataFrame], quantities: Iterable[str]) -> pl.DataFrame:

@@ -1,7 +1,7 @@
 """The results of a sweep as one file and its figures: everything the analysis measures, put together."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,19 @@ from stability.analysis.claims import Claim, judge, parse_claims
 from stability.analysis.claims.results import Results
 from stability.analysis.edge_fit import forecast_stable_edge, stable_edge_fit
 from stability.analysis.load import Definitions, Paths, Source, read
+from stability.analysis.report import page
 from stability.analysis.scaling import sensitivity_scaling
 from stability.analysis.sensitivity import sensitivity, sensitivity_warnings
 from stability.analysis.source import COLUMNS
 from stability.analysis.stable_edge import UNSTABLE_EXCESS, max_stable_learning_rate
 from stability.analysis.uncertainty import INTERVAL_LEVEL, LOSS_NOISE
 from stability.errors import InputError
-from stability.tracking.record import SCHEMA_VERSION, without_nonfinite, write_json
+from stability.formats import FORMATS, Format
+from stability.tracking.record import SCHEMA_VERSION, without_nonfinite, write_json, write_whole
 
 FIGURES = "analysis"
 SUMMARY = "summary.json"
+REPORT = "report.html"
 
 _RUN_KEYS = (
     "fingerprint",
@@ -54,8 +57,10 @@ def analyze(
     loss_noise: float = LOSS_NOISE,
     learning_rate_min: float | None = None,
     learning_rate_max: float | None = None,
+    figure_formats: Collection[Format] = FORMATS,
+    report: bool = True,
 ) -> dict[str, Any]:
-    """Measure the runs of one or several sources; write `summary.json` and the figures under `analysis/` into a folder.
+    """Measure the runs of one or several sources; write summary.json, report.html and figures into a folder.
 
     Everything is read, measured and checked before anything is written; summary.json is written last.
 
@@ -70,6 +75,8 @@ def analyze(
         loss_noise: the declared noise floor of one run's final loss, for cells of one seed.
         learning_rate_min: see `sensitivity`.
         learning_rate_max: see `sensitivity`.
+        figure_formats: of each figure's files under `analysis/`.
+        report: write report.html, which holds all of the results and figures.
 
     Returns:
         What summary.json holds: docs/records.md defines it.
@@ -104,13 +111,8 @@ def analyze(
     }
     # The caller gets what the file holds, null for NaN included.
     summary: dict[str, Any] = without_nonfinite(plain)
-    charts = {
-        "loss_by_learning_rate": figures.loss_by_learning_rate(table),
-        "attention_logit_max_by_learning_rate": figures.attention_logit_max_by_learning_rate(table),
-        "sensitivity_by_n_params": figures.sensitivity_by_n_params(sensitivities),
-    }
     try:
-        _write(output, summary, charts)
+        _write(output, found, summary, sensitivities, figure_formats, report)
     except OSError as error:
         raise InputError(
             "output_dir", output, f"cannot be written to ({error.strerror})", "Name a folder that can."
@@ -171,13 +173,24 @@ def _refuse_other_sweep(path: Path, sweep: str) -> None:
         )
 
 
-def _write(output: Path, summary: Mapping[str, Any], charts: Mapping[str, figures.Chart | None]) -> None:
+def _write(
+    output: Path,
+    found: Source,
+    summary: Mapping[str, Any],
+    sensitivities: pl.DataFrame,
+    formats: Collection[Format],
+    report: bool,
+) -> None:
     folder = output / FIGURES
     folder.mkdir(parents=True, exist_ok=True)
-    for name, chart in charts.items():
-        if chart is not None:
-            figures.save(chart, folder, name)
-        else:  # one from an earlier analysis would show what is no longer so
-            for suffix in (".svg", ".png"):
-                (folder / f"{name}{suffix}").unlink(missing_ok=True)
+    drawn: dict[str, dict[str, Any]] = {}
+    if formats or report:
+        for figure in figures.all_figures(found, sensitivities, summary):
+            if figure.chart is not None:
+                drawn[figure.name] = figures.specification(figure.chart)
+    figures.save_all(drawn, folder, formats)
+    if report:
+        write_whole(output / REPORT, page(found, summary, drawn, output, formats).encode())
+    else:
+        (output / REPORT).unlink(missing_ok=True)
     write_json(output / SUMMARY, summary)

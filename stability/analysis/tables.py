@@ -1,13 +1,13 @@
 """A CSV or Parquet table of runs, of one row a run or one row a step, as one row a run."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
 
 from stability.analysis.quantities import Quantity, expression
-from stability.analysis.source import COLUMNS
+from stability.analysis.source import COLUMNS, RUN_INDEX, History, history_schema, no_history
 from stability.analysis.table_columns import PLACE, RUN, propose, roles_of
 from stability.analysis.table_parts import TableFile
 from stability.analysis.table_rows import STATUSES, Rows
@@ -26,6 +26,7 @@ class TableRuns:
         quantities: the quantities among the columns of `runs`.
         metrics: what a quantity can be made of here.
         warnings: what a reader ought to know.
+        history: the runs step by step, where a row of the file is a step; its `RUN_INDEX` counts the rows of `runs`.
     """
 
     file: TableFile
@@ -33,6 +34,7 @@ class TableRuns:
     quantities: tuple[str, ...]
     metrics: frozenset[str]
     warnings: tuple[str, ...]
+    history: History
 
 
 def read_table(file: TableFile, aliases: Mapping[str, str], quantities: Mapping[str, Quantity]) -> TableRuns:
@@ -63,6 +65,26 @@ def read_table(file: TableFile, aliases: Mapping[str, str], quantities: Mapping[
         tuple(read.columns),
         frozenset(rows.metrics),
         (*rows.warnings(), *warnings, *caveats),
+        (lambda metrics, count: _history(frame, rows, metrics, count)) if rows.has_steps else no_history,
+    )
+
+
+def _history(frame: pl.DataFrame, rows: Rows, metrics: Sequence[str], count: int) -> pl.DataFrame:
+    known = {metric: column for metric in metrics if (column := rows.metrics.get(metric))}
+    if not known:
+        return no_history(metrics, count)
+    steps = frame.select(
+        pl.col(RUN).alias(RUN_INDEX), "step", **{name: pl.col(column) for name, column in known.items()}
+    )
+    steps = steps.filter(pl.any_horizontal(pl.col(name).is_not_null() for name in known))
+    # A row is kept where its share of the run's rows enters another of `count - 1` equal parts; so the last one is.
+    place, height = pl.int_range(pl.len()).over(RUN_INDEX), pl.len().over(RUN_INDEX)
+    part = (place * (count - 1)) // (height - 1).clip(1)
+    kept = steps.filter((part != part.shift(1).over(RUN_INDEX)).fill_null(True))
+    finite = [pl.when(pl.col(name).is_finite()).then(pl.col(name)) for name in known]
+    missing = [pl.lit(None, pl.Float64).alias(name) for name in metrics if name not in known]
+    return kept.with_columns(*finite, *missing).select(
+        pl.col(name).cast(dtype) for name, dtype in history_schema(metrics).items()
     )
 
 

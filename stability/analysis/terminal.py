@@ -18,7 +18,7 @@ def format_table(summary: Mapping[str, Any]) -> str:
     Args:
         summary: as `analyze` returns it.
     """
-    lines = [_table_line(summary, edge) for edge in sorted(summary["max_stable_learning_rate"], key=_by_size)]
+    lines = result_lines(summary)
     needless = set()
     if len({line["arm"] for line in lines}) < 2:
         needless.add("arm")
@@ -34,6 +34,15 @@ def format_table(summary: Mapping[str, Any]) -> str:
     return _aligned(header, [[line[name] for name in header] for line in lines])
 
 
+def result_lines(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The results of every scale and arm in words, by the name of the column; smallest scale first.
+
+    Args:
+        summary: as `analyze` returns it.
+    """
+    return [_table_line(summary, edge) for edge in sorted(summary["max_stable_learning_rate"], key=_by_size)]
+
+
 def format_claims(summary: Mapping[str, Any]) -> str:
     """The claims as an aligned text table, a line each; empty where there are none.
 
@@ -45,7 +54,7 @@ def format_claims(summary: Mapping[str, Any]) -> str:
             claim["name"],
             claim["verdict"],
             _MISSING if claim["effect"] is None else f"{claim['effect']:.3g}",
-            _interval_text(claim["interval"]) or _MISSING,
+            interval_text(claim["interval"]) or _MISSING,
             str(claim["n"]),
         )
         for claim in summary["claims"]
@@ -53,7 +62,8 @@ def format_claims(summary: Mapping[str, Any]) -> str:
     return _aligned(_CLAIMS_HEADER, lines) if lines else ""
 
 
-def _interval_text(interval: Sequence[float] | None) -> str:
+def interval_text(interval: Sequence[float] | None) -> str:
+    """An interval in words, empty where there is none."""
     return "" if interval is None else f"[{interval[0]:.3g}, {interval[1]:.3g}]"
 
 
@@ -78,8 +88,8 @@ def _table_line(summary: Mapping[str, Any], edge: Mapping[str, Any]) -> dict[str
         "arm": edge["arm"],
         "sensitivity (mean)": _sensitivity_text(means[0]) if means else _MISSING,
         "best LR": _best_text(best[0]) if best else _MISSING,
-        "highest stable LR": _edge_text(edge["lower"], edge["upper"]),
-        "max attention logit": _compact(max(logits)) if logits else _MISSING,
+        "highest stable LR": edge_text(edge["lower"], edge["upper"]),
+        "max attention logit": compact(max(logits)) if logits else _MISSING,
     }
 
 
@@ -94,14 +104,15 @@ def _best_text(row: Mapping[str, Any]) -> str:
     return f"{row['value']:.2g}{' (end of grid)' if row['at_edge'] else ''}"
 
 
-def _edge_text(lower: float | None, upper: float | None) -> str:
+def edge_text(lower: float | None, upper: float | None) -> str:
+    """A stable edge in words: the highest stable LR, and the next one of the grid, which is not."""
     if upper is None:
         return _MISSING if lower is None else f"≥ {lower:g}"
     return f"none (unstable from {upper:g})" if lower is None else f"{lower:g} (unstable from {upper:g})"
 
 
-def _compact(value: float) -> str:
-    """Three digits: 23.4, 1050, 2.1e+06."""
+def compact(value: float) -> str:
+    """A number in three digits: 23.4, 1050, 2.1e+06."""
     return f"{value:.0f}" if 100 <= abs(value) < 1e4 else f"{value:.3g}" if abs(value) < 1e4 else f"{value:.1e}"
 
 

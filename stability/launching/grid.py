@@ -19,6 +19,7 @@ from stability.typed import dotted_fields, from_mapping, unknown_key
 Axes = dict[str, list[Any]]
 RUN_KEYS = tuple(f.name for f in fields(RunConfig))
 EXECUTION_KEYS = tuple(f.name for f in fields(Execution))
+LIST_KEYS = tuple(f.name for f in fields(Execution) if isinstance(f.default, tuple))
 SELECTION_KEYS = tuple(f.name for f in fields(Selection))
 PROVENANCE_KEYS = frozenset(key for key, f in dotted_fields(RunConfig) if f.metadata.get("kind") == "provenance")
 
@@ -153,4 +154,5 @@ def _refuse_sweeping(axes: Axes) -> None:
         of_the_sweep = key.split(".")[0] in (*EXECUTION_KEYS, "sweep", "data") and key != "data.seed"
         if of_the_sweep or key in PROVENANCE_KEYS:
             text = ",".join(map(str, values))
-            raise InputError(key, text, "cannot differ between the runs of one sweep", "Give one value.")
+            fix = f"Write {key}=[{text}]." if key in LIST_KEYS else "Give one value."
+            raise InputError(key, text, "cannot differ between the runs of one sweep", fix)

@@ -72,6 +72,7 @@ class RunJournal:
         self.rows.append(row)
         self.folder.append([row])
         self.desk.tracker.log(self.tracked_id, row)
+        self.desk.console.row(self.run.fingerprint, row)
 
     def progress(self, step: int) -> None:
         """Tell the console."""

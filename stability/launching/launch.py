@@ -21,6 +21,7 @@ from stability.launching.reuse import check_lender, reuse
 from stability.launching.signals import stop_flag
 from stability.launching.work import text_of, train_runs
 from stability.tracking.console import Console, counted, duration
+from stability.tracking.live import RunFacts, console_for
 from stability.tracking.record import TERMINAL
 from stability.tracking.tracker import Background, NoTracker
 from stability.tracking.wandb import WandbTracker, resolve_mode
@@ -65,11 +66,12 @@ def launch(request: Request) -> int:
         print(f"Took over {counted(copied, 'result')} from {lender}.")
     code = _train_all(request, sweep, folder, runs, parts)
     if code != EXIT_INTERRUPTED:
-        summary = analyze(path, path)
+        execution = request.execution
+        summary = analyze(path, path, figure_formats=execution.figures, report=execution.report)
         print("\n" + format_table(summary))
         if summary["claims"]:
             print("\n" + format_claims(summary))
-        print(f"\nResults: {path}   (summary.json, analysis/, runs/)")
+        print(f"\nResults: {path}   ({'report.html, ' if execution.report else ''}summary.json, analysis/, runs/)")
     return code
 
 
@@ -121,7 +123,9 @@ def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[Pl
     unfinished = _unfinished(folder, runs)
     packs = pack_runs(unfinished)
     strategy, why = choose_lanes(request.execution.lanes, jax.default_backend())
-    console = Console(
+    console = console_for(
+        request.execution.progress,
+        {run.fingerprint: _facts(run) for pack in packs for run in pack.runs},
         work={run.fingerprint: run.cost for run in unfinished},
         kinds={run.fingerprint: i for i, pack in enumerate(packs) for run in pack.runs},
         done=len(runs) - len(unfinished),
@@ -140,9 +144,12 @@ def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[Pl
         with stop_flag(console.say) as stop:
             failed = train_runs(desk, programs, unfinished, parts, strategy, stop)
     except Interrupted:
+        console.close()
         tracker.close()
         console.say(f"Stopped; nothing is lost. To go on, run the same command again:\n  {request.command}")
         return EXIT_INTERRUPTED
+    finally:
+        console.close()
     waited = time.perf_counter()
     tracker.close()
     waited = time.perf_counter() - waited
@@ -157,6 +164,10 @@ def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[Pl
             f"{counted(failed, 'run')} failed; the same command tries them again. See error.txt in their folders."
         )
     return EXIT_FAILED if failed else 0
+
+
+def _facts(run: PlannedRun) -> RunFacts:
+    return RunFacts(run.arm, run.scale, run.config.optimizer.learning_rate, run.config.seed)
 
 
 def _tracker(request: Request, folder: SweepFolder, console: Console) -> Background:

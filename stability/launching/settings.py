@@ -5,6 +5,8 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict
 
+from stability.formats import FORMATS, Format
+from stability.tracking.console import Progress
 from stability.typed import Count, Positive
 
 S = TypeVar("S")
@@ -78,12 +80,26 @@ class Sweep:
 @settings
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How and where to run; none of it changes what a run is. `reuse_from`: where finished runs may be copied from."""
+    """How and where to run, and what to show; none of it changes what a run is.
+
+    Attributes:
+        lanes: how runs of one structure share their program.
+        output_dir: where the results go; None is results/SWEEP.
+        reuse_from: where finished runs may be copied from.
+        dry_run: print the plan and stop.
+        progress: what the terminal shows while runs train (`stability.tracking.console`).
+        report: write report.html.
+        figures: the formats of figure files.
+        tracking: who follows the runs beside their own files.
+    """
 
     lanes: Literal["auto", "sequential", "vmap"] = "auto"
     output_dir: str | None = None
     reuse_from: str | None = None
     dry_run: bool = False
+    progress: Progress = "auto"
+    report: bool = True
+    figures: tuple[Format, ...] = FORMATS
     tracking: Tracking = field(default_factory=Tracking)
 
 

@@ -58,6 +58,7 @@ def train_runs(
             if stop():
                 raise Interrupted
             lanes = None if strategy == "sequential" else len(group.runs)
+            desk.console.started([run.fingerprint for run in group.runs])
             known = len(programs.compiled)
             program = programs.get(pack.config, lanes, text.validation_MxBxT1.shape)
             if len(programs.compiled) > known:

@@ -1,13 +1,19 @@
-"""What the terminal shows while a sweep trains: one line for each run that ends, progress, and the time left.
+"""What is said while a sweep trains, in plain lines: one for each run that ends, progress, and the time left.
 
-Plain lines, so that a log file reads like the terminal; only where the output is a terminal, the line of the run under
-way is written over as it advances.
+A log file reads like the terminal; only where the output is a terminal, the line of the run under way is written over
+as it advances. `stability.tracking.live` shows the same as a table.
 """
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
+
+from stability.tracking.record import Row
+
+Progress = Literal["auto", "live", "lines", "quiet"]
+"""A table that is redrawn, plain lines, or only what has to be said; `auto` is live in a terminal, lines elsewhere."""
 
 UNKNOWN_FOR_S = 1.0
 """No time left is told before so much has been seen."""
@@ -68,6 +74,15 @@ class Console:
         self.out.write(text + "\n")
         self.out.flush()
 
+    def started(self, fingerprints: Sequence[str]) -> None:
+        """Runs are about to train: their program is compiled first, if it is not yet."""
+
+    def row(self, fingerprint: str, row: Row) -> None:
+        """A run has measured something."""
+
+    def close(self) -> None:
+        """Nothing more will be shown of runs under way; `say` still works."""
+
     def compiled(self, seconds: float) -> None:
         """A program was compiled, which took so long."""
         self._compile_seconds.append(seconds)
@@ -75,13 +90,7 @@ class Console:
 
     def progress(self, fingerprint: str, title: str, step: int, steps: int) -> None:
         """A run stands at `step` of `steps`."""
-        now = time.perf_counter()
-        kind, share = self.kinds[fingerprint], step / steps
-        before = self._share.get(fingerprint)
-        if before is not None:  # a run's first report may stand on what an earlier process did
-            self._worked[kind] = self._worked.get(kind, 0.0) + (share - before) * self.work[fingerprint]
-            self._seconds[kind] = self._seconds.get(kind, 0.0) + now - self._mark
-        self._share[fingerprint], self._mark = share, now
+        now = self._clock(fingerprint, step / steps)
         if now - self._said < (SAY_EVERY_S if self.out.isatty() else SAY_EVERY_S_IN_A_LOG):
             return
         self._said = now
@@ -95,9 +104,7 @@ class Console:
 
     def ended(self, fingerprint: str, title: str, summary: dict[str, Any], seconds: float) -> None:
         """A run is over: what it came to."""
-        self._share[fingerprint] = 1.0
-        self.done += 1
-        self._ended += 1
+        self._end(fingerprint)
         self._said = time.perf_counter()
         if summary["status"] == "failed":
             self.say(f"{self._count()} {title:<44} failed: {summary['error']}")
@@ -106,6 +113,21 @@ class Console:
             f"{self._count()} {title:<44} {summary['status']:<9} loss {number(summary.get('loss_validation')):>7}  "
             f"max logit {number(summary.get('attention_logit_max')):>8}  {duration(seconds):>6}  {self._left()}"
         )
+
+    def _clock(self, fingerprint: str, share: float) -> float:
+        """A run has come so far: learn its speed, and return the time."""
+        now, kind, before = time.perf_counter(), self.kinds[fingerprint], self._share.get(fingerprint)
+        if before is not None:  # a run's first report may stand on what an earlier process did
+            self._worked[kind] = self._worked.get(kind, 0.0) + (share - before) * self.work[fingerprint]
+            self._seconds[kind] = self._seconds.get(kind, 0.0) + now - self._mark
+        self._share[fingerprint], self._mark = share, now
+        return now
+
+    def _end(self, fingerprint: str) -> None:
+        """A run is over."""
+        self._share[fingerprint] = 1.0
+        self.done += 1
+        self._ended += 1
 
     def _count(self) -> str:
         total = self.done - self._ended + len(self.work)
@@ -125,3 +147,17 @@ class Console:
         if self._compile_seconds:
             seconds += max(0, unseen) * sum(self._compile_seconds) / len(self._compile_seconds)
         return f"{duration(seconds)} left" if seconds >= 0.5 else ""
+
+
+class QuietConsole(Console):
+    """Says what has to be said, and nothing of runs but the failed ones."""
+
+    def progress(self, fingerprint: str, title: str, step: int, steps: int) -> None:
+        """Say nothing."""
+
+    def ended(self, fingerprint: str, title: str, summary: dict[str, Any], seconds: float) -> None:
+        """Say what went wrong."""
+        if summary["status"] == "failed":
+            super().ended(fingerprint, title, summary, seconds)
+        else:
+            self._end(fingerprint)

@@ -24,9 +24,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -56,12 +57,21 @@ def without_nonfinite(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace `path` by `content` in one step: a reader sees the old file or the new one, never a part."""
+    """Replace `path` by `content` in one step, as `write_whole` does."""
     text = json.dumps(without_nonfinite(content), indent=1, allow_nan=False, ensure_ascii=False)
+    write_whole(path, f"{text}\n".encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Replace a file in one step: a reader sees the old one or the new one, never a part.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text + "\n")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
@@ -228,6 +238,49 @@ class Metrics(AbstractContextManager["Metrics"]):
         for block in self._blocks_from_the_end(start, end):
             yield from reversed(self._values(block, metric))
 
+    def sample(self, metrics: Sequence[str], count: int) -> list[Row]:
+        """Up to `count` rows, evenly spread over the file, of those that hold any of some metrics; oldest first.
+
+        The last such row is always among them. A row is its step and those metrics, None for what it does not have or
+        what was not finite. At most a few rows are read for each one given.
+
+        Args:
+            metrics: names.
+            count: at least 2.
+
+        Raises:
+            InputError: a line has no step, or a value is no number.
+        """
+        longest = max(map(len, islice(self._lines(0), _ROWS_A_SAMPLE)), default=0)
+        if self._end <= _ROWS_A_SAMPLE * count * longest:
+            rows = [row for line in self._lines(0) if (row := self._sampled(line, metrics))]
+        else:
+            rows = list(self._spread_rows(metrics, _ROWS_A_SAMPLE * count))
+        if len(rows) <= count:
+            return rows
+        return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
+
+    def _spread_rows(self, metrics: Sequence[str], count: int) -> Iterator[Row]:
+        """Samples of lines at evenly spread places of the file, each once, and of the last that has one."""
+        read = known = 0
+        for i in range(count):
+            start, line = self._line_after(i * self._end // count)
+            if read <= start < self._end:
+                read = start + len(line)
+                if row := self._sampled(line, metrics):
+                    known = read
+                    yield row
+        for block in self._blocks_from_the_end(known, self._end):
+            for line in reversed(block.split(b"\n")[:-1]):
+                if row := self._sampled(line, metrics):
+                    yield row
+                    return
+
+    def _sampled(self, line: bytes, metrics: Sequence[str]) -> Row | None:
+        """A row's step and its values of some metrics; None where it holds none of them."""
+        found = {metric: values[0] for metric in metrics if (values := self._values(line, metric))}
+        return {"step": self._step(line), **dict.fromkeys(metrics), **found} if found else None
+
     def _range(self, first_step: int, last_step: int | None) -> tuple[int, int]:
         start = self._offset(first_step) if first_step > 0 else 0
         return start, self._end if last_step is None else self._offset(last_step + 1)
@@ -325,6 +378,8 @@ class Metrics(AbstractContextManager["Metrics"]):
         return InputError("file", self._path, f"holds {what}", "Restore it, or delete its folder.")
 
 
+_ROWS_A_SAMPLE = 3
+"""Rows read for each that `Metrics.sample` gives: some of them hold none of its metrics."""
 _BLOCK = 1 << 14
 """Bytes read at a time: some rows."""
 _STEP = re.compile(rb'\{"step": (\d+)[,}]')
