@@ -12,6 +12,7 @@ from stability.analysis.quantities import parse_quantities
 from stability.config import RunConfig, fingerprint, resolve, validate
 from stability.data.corpus import Corpus, Split, load_corpus, split
 from stability.errors import InputError
+from stability.launching.compilation_cache import keep_compiled_programs
 from stability.launching.folder import SweepFolder, check_folder, open_folder
 from stability.launching.grid import Request
 from stability.launching.journal import Desk
@@ -137,6 +138,7 @@ def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[Pl
     if not unfinished:
         return 0
     console.say(f"device: {device_description()}; lanes: {strategy} ({why})")
+    keep_compiled_programs()
     began, programs = time.perf_counter(), Programs()
     tracker = _tracker(request, folder, console)
     desk = Desk(sweep, folder, console, tracker, provenance(request.execution, strategy, request.command))
