@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "launching": (
         "analysis",
         "arms",
+        "cache",
         "config",
         "data",
         "errors",

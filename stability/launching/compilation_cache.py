@@ -3,6 +3,7 @@
 import hashlib
 import platform
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -18,10 +19,11 @@ def keep_compiled_programs() -> None:
     for another one may be slow, or stop the process. So each kind of processor has a folder of its own.
     JAX_ENABLE_COMPILATION_CACHE=false opts out.
     """
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / processor()))
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir is None:
+        settings.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / processor()))
         # All three programs of a structure, also the quick ones: together they are what a start waits for.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def processor() -> str:
