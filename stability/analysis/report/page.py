@@ -67,7 +67,8 @@ def page(
         choices={"arm": _in_order(summary, "arm"), "scale": _in_order(summary, "scale")},
         results=result_lines(summary),
         claims=[{**claim, "effect": _number(claim["effect"])} for claim in summary["claims"]],
-        forecasts=summary["forecasts"],
+        # A back-test that the data do not allow is no news.
+        forecasts=[one for one in summary["forecasts"] if one["value"] is not None or not one["held_out"]],
         runs=_runs(summary, found, output),
         quantities=sorted({name for run in summary["runs"] for name in run["quantities"]}),
         figures=[
