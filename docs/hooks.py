@@ -92,7 +92,7 @@ def interventions() -> str:
     for path in sorted((ROOT / "sweeps/intervention").glob("*.yaml")):
         settings = "<br>".join(f"`{key}: {_plain(value)}`" for key, value in _flat(_yaml(path)))
         text = " ".join(line for line in header(path) if "python -m" not in line)
-        rows.append(f"| `{path.stem}` | {settings} | {text.rstrip(':')} |")
+        rows.append(f"| `{path.stem}` | {settings} | {text.removesuffix(':').removesuffix('.')}. |")
     return "\n".join(rows)
 
 

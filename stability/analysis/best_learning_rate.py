@@ -40,20 +40,21 @@ def best_learning_rate(table: pl.DataFrame, loss_noise: float = LOSS_NOISE) -> p
     of the mean curve, and there is no interval.
 
     Args:
-        table: one row a run, as `load` returns it; only finished and diverged runs count, at LRs that all seeds have.
+        table: as for `sensitivity`; only finished and diverged runs count, at LRs that all seeds have.
         loss_noise: standard deviation over seeds of one run's final loss, in nats per token. It says which losses are
             as good as the least (see the module), and is what the interval rests on where there is one seed only.
 
     Returns:
-        One row for each cell, with the columns
-        arm, scale, n_params;
-        value: the best LR; where the least loss of the mean curve lies at an end of the grid, that end;
-        interval_low, interval_high: of level INTERVAL_LEVEL, null where there is none;
-        basis: "seeds" (`uncertainty.over_seeds` of ln LR), "noise_floor" (`best_learning_rate_noise_sd`), or null;
-        grid_step: median distance of neighbouring LRs of the grid in ln LR, null with fewer than two;
-        at_edge: the least loss of the mean curve lies at an end of the grid; null where there is no value;
-        n_seeds;
-        reason: why there is no value or no interval; null where there is one.
+        One row for each cell (an arm at a scale), with the columns
+
+        - `arm`, `scale`, `n_params`;
+        - `value`: the best LR; where the least loss of the mean curve lies at an end of the grid, that end;
+        - `interval_low`, `interval_high`: the 90 % interval, null where there is none;
+        - `basis`: what it rests on, `seeds` or `noise_floor`; null without interval;
+        - `grid_step`: median distance of neighbouring LRs of the grid in ln LR, null with fewer than two;
+        - `at_edge`: the least loss of the mean curve lies at an end of the grid; null where there is no value;
+        - `n_seeds`;
+        - `reason`: why there is no value or no interval; null where there is one.
 
     Raises:
         InputError: as `stability.analysis.cells.cells`, or `loss_noise` is not a positive number.

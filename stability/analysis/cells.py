@@ -79,7 +79,8 @@ def outcomes(table: pl.DataFrame) -> pl.DataFrame:
         (L = min(l, l0) in nats per token, null where the run diverged and l0 is unknown).
 
     Raises:
-        InputError: a column is missing, or two runs share a cell, learning rate and seed.
+        InputError: the table is no polars DataFrame, a column is missing, or two runs share a cell, learning rate and
+            seed.
     """
     terminal = _with_optional_columns(table).filter(pl.col("status").is_in(list(TERMINAL)))
     _refuse_twins(terminal)
@@ -117,6 +118,14 @@ def cells(
 
 
 def _with_optional_columns(table: pl.DataFrame) -> pl.DataFrame:
+    given: object = table
+    if not isinstance(given, pl.DataFrame):
+        raise InputError(
+            "table",
+            type(given).__name__,
+            "is not a polars DataFrame",
+            "Convert it: pl.from_pandas(table), or table.collect() where it is lazy.",
+        )
     missing = [column for column in _NEEDED if column not in table.columns]
     if missing:
         raise InputError(

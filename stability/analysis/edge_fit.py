@@ -418,7 +418,7 @@ _FIT_SCHEMA: dict[str, Any] = {
 def stable_edge_fit(
     table: pl.DataFrame, unstable_excess: float = UNSTABLE_EXCESS, level: float = INTERVAL_LEVEL
 ) -> pl.DataFrame:
-    """How each arm's highest stable LR moves with N, and what the arms have in common.
+    """How each arm's highest stable LR moves with N, and what the arms have in common (docs/statistics.md).
 
     Args:
         table: as for `max_stable_learning_rate`.
@@ -426,19 +426,22 @@ def stable_edge_fit(
         level: probability that each interval holds.
 
     Returns:
-        One row for each arm and form that could be fitted (`chosen`: the one that forecasts the arm's largest scale
-        better from the others, by `held_out_log_score`; linear when neither clearly does), one with `slope` null where
-        none could, and, with two arms or more, one whose arm is null: the common slope of the arms' linear fits.
-        Columns:
+        One row for each arm and form that could be fitted, one with `slope` null where none could, and, with two arms
+        or more, one whose `arm` is null: the common slope of the arms' linear fits. With the columns
 
-        - probability: posterior, of the form against the other one;
-        - n_params_reference, learning_rate_reference: x = 0, and the edge there (posterior median of the curve);
-        - slope (ln LR per ln N at the reference; posterior median), interval, probability_negative;
-        - curvature (ln LR per (ln N)^2), curvature_interval: of a quadratic;
-        - noise: standard deviation of ln edge over seeds, posterior median;
-        - spread, spread_interval (of the arms' slopes around the common one) and agreement: see `PooledSlope`;
-        - n_scales (distinct N), n_seeds (of the scale that has most);
-        - reason: why there is no slope, or how the form was chosen and what limits the fit.
+        - `arm`, `form`: `linear` or `quadratic` in ln N;
+        - `chosen`: it forecasts the arm's largest scale better from the others, by `held_out_log_score`; linear when
+          neither clearly does;
+        - `probability`: posterior, of the form against the other one;
+        - `n_params_reference`, `learning_rate_reference`: where x = ln(N / reference) is 0, and the edge there
+          (posterior median of the curve);
+        - `slope`, `interval`, `probability_negative`: ln LR per ln N at the reference, posterior median;
+        - `curvature`, `curvature_interval`: of a quadratic, ln LR per (ln N)^2;
+        - `noise`: standard deviation of ln edge over seeds, posterior median;
+        - `spread`, `spread_interval`, `agreement`: of the arms' slopes around the common one, see `PooledSlope`;
+        - `held_out_log_score`: ln predictive probability of the largest scale's brackets, given the others;
+        - `n_scales`, `n_seeds`: distinct N, and the seeds of the one that has most;
+        - `reason`: why there is no slope, or how the form was chosen and what limits the fit.
 
     Raises:
         InputError: as `stable_edge_brackets`, or the level is not between 0 and 1.
@@ -540,10 +543,15 @@ def forecast_stable_edge(
         unstable_excess: nats per token, positive.
 
     Returns:
-        Columns quantity (`max_stable_learning_rate`), arm, n_params, value (predictive median of the continuous edge,
-        an LR), interval (predictive, [low, high]), held_out, observed ([lower, upper] of `max_stable_learning_rate`,
-        either null; null where not held out), reason (why there is no value, or what limits it). For every arm the
-        held-out row first, then one for each size. The fit averages the straight line and the parabola.
+        For every arm the held-out row first, then one for each size, with the columns
+
+        - `quantity`: `max_stable_learning_rate`;
+        - `arm`, `n_params`;
+        - `value`: predictive median of the continuous edge, an LR; the fit averages the straight line and the parabola;
+        - `interval`: predictive, [low, high];
+        - `held_out`: the arm's largest scale, forecast from the smaller ones;
+        - `observed`: [lower, upper] of `max_stable_learning_rate`, either null; null where not held out;
+        - `reason`: why there is no value, or what limits it.
 
     Raises:
         InputError: as `stable_edge_brackets`, or a size or the level is out of range.

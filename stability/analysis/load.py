@@ -39,10 +39,35 @@ Definitions = Mapping[str, Mapping[str, Any] | Quantity]
 def load(
     source: Paths, *, aliases: Mapping[str, str] | None = None, quantities: Definitions | None = None
 ) -> pl.DataFrame:
-    """The runs of results folders and table files as one table: `read(...).table`.
+    """The runs of results folders and table files as one table, one row a run, which every measure takes.
+
+    Args:
+        source: a results folder, a CSV or a Parquet file, or several of them. The arms of folders are derived over all
+            of them together, those of tables are as given.
+        aliases: for tables of other frameworks: name of the contract -> column of the file. For `arm` it may name
+            several columns with commas between them.
+        quantities: name -> what to read from each run's metrics: `{"metric": ..., "at_step": ...}` or `last_steps` and
+            `reduce` (docs/records.md, "Quantities"). Beside those that the sweeps declare.
+
+    Returns:
+        A table sorted by arm, n_params, learning rate and seed, with the columns
+
+        - `fingerprint`, `folder`: what identifies the run, and where it is; null for a table's runs;
+        - `scale`, `n_params`: its size, by name and in parameters without embedding and head;
+        - `arm`: what sets it apart other than learning rate, size and seed;
+        - `learning_rate`: the peak of its schedule;
+        - `seed`, `data_seed`: of initialisation and data order;
+        - `status`: `finished`, `diverged`, `failed` or `running`;
+        - `steps`: updates made;
+        - `loss_initial`, `loss_validation`: at initialisation and at the end, in nats per token;
+        - `attention_logit_max`, `attention_logit_max_final`: over the training, and at its end;
+        - and one for each quantity.
+
+        What a run does not have is null. `stability.analysis.read` gives the same table with its warnings.
 
     Raises:
-        InputError: as `read`.
+        InputError: there is no such source, a record file is damaged, a row of a table is no run, two sources
+            contradict each other, or an alias or a quantity is bad.
     """
     return read(source, aliases=aliases, quantities=quantities).table
 

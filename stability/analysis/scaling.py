@@ -32,7 +32,7 @@ def sensitivity_scaling(
     learning_rate_max: float | None = None,
     loss_noise: float = LOSS_NOISE,
 ) -> pl.DataFrame:
-    """How LR sensitivity S grows with size: the exponent b of S = exp(a) N^b for every arm (see the module).
+    """How LR sensitivity S grows with size: the exponent b of S = exp(a) N^b for every arm (docs/statistics.md).
 
     Args:
         table: as for `sensitivity`.
@@ -43,12 +43,13 @@ def sensitivity_scaling(
 
     Returns:
         One row for each arm, with the columns
-        arm, estimator;
-        exponent: b; null with fewer than two sizes, or where the sensitivity of a seed is 0 and has no logarithm;
-        interval_low, interval_high: of level INTERVAL_LEVEL;
-        basis: "seeds", "scatter" (of the scales about the line), "noise_floor", or null without interval;
-        n_scales, n_seeds: scales behind it, and the fewest seeds that one of them has;
-        reason: why there is no exponent or no interval, or which scales it leaves out; null where all is said.
+
+        - `arm`, `estimator`;
+        - `exponent`: b; null with fewer than two sizes, or where the sensitivity of a seed is 0 and has no logarithm;
+        - `interval_low`, `interval_high`: the 90 % interval;
+        - `basis`: `seeds`, `scatter` (of the scales about the line), `noise_floor`, or null without interval;
+        - `n_scales`, `n_seeds`: scales behind it, and the fewest seeds that one of them has;
+        - `reason`: why there is no exponent or no interval, or which scales it leaves out; null where all is said.
 
     Raises:
         InputError: as `sensitivity`, or there is no such estimator.

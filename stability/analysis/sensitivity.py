@@ -102,24 +102,29 @@ def sensitivity(
     learning_rate_max: float | None = None,
     loss_noise: float = LOSS_NOISE,
 ) -> pl.DataFrame:
-    """LR sensitivity of every arm and scale: per seed, then averaged over the seeds.
+    """LR sensitivity of every arm and scale: per seed, then averaged over the seeds (arXiv 2309.14322, Section 2.2).
+
+    With l the final validation loss, l0 the loss at initialisation and l* the least l, it is the mean over the LRs of
+    min(l, l0) - l*, a run that diverged counting as l0.
 
     Args:
-        table: one row a run, as `load` returns it. Only finished and diverged runs count; where seeds have results at
-            different LRs, only the LRs that all of them have.
+        table: one row a run, as `load` returns it, or any with the columns arm, scale, n_params, learning_rate, seed,
+            status and loss_validation (nats per token), and if need be loss_initial and data_seed. Only finished and
+            diverged runs count; where seeds have results at different LRs, only the LRs that all of them have.
         learning_rate_min: the range [a, b] begins here; by default the whole grid counts.
         learning_rate_max: the range ends here.
         loss_noise: standard deviation over seeds of one run's final loss, in nats per token; what an interval rests on
             where there is one seed only, or where all seeds give the same value.
 
     Returns:
-        One row for each cell and estimator, with the columns
-        arm, scale, n_params, estimator;
-        value: nats per token, null as in `sensitivity_of`, which it also is when it is null for any seed;
-        interval_low, interval_high: the interval of level INTERVAL_LEVEL about the value, from 0 on; null where there
-        is none;
-        basis: "seeds" (`uncertainty.over_seeds`), "noise_floor" (`sensitivity_noise_sd`), or null without interval;
-        n_seeds, n_learning_rates.
+        One row for each cell (an arm at a scale) and estimator, with the columns
+
+        - `arm`, `scale`, `n_params`;
+        - `estimator`: `mean` (the paper's), `mean_k_minus_1` or `trapezoid_log_lr`, see `sensitivity_of`;
+        - `value`: nats per token; null with fewer than two LRs, and when a run diverged and l0 is unknown;
+        - `interval_low`, `interval_high`: the 90 % interval about the value, from 0 on; null where there is none;
+        - `basis`: what the interval rests on, `seeds` or `noise_floor`; null without interval;
+        - `n_seeds`, `n_learning_rates`: behind the value.
 
     Raises:
         InputError: as `stability.analysis.cells.cells`, or `loss_noise` is not a positive number.
@@ -206,10 +211,16 @@ def sensitivity_noise_sd(cell: Cell, estimator: Estimator, loss_noise: float = L
 def curves(table: pl.DataFrame) -> pl.DataFrame:
     """Final loss against LR, over the seeds: the curves that sensitivity summarises.
 
+    Args:
+        table: as for `sensitivity`.
+
     Returns:
-        Columns arm, scale, n_params, learning_rate, loss_mean, loss_min, loss_max (of L = min(l, l0), in nats per
-        token; null when a run diverged and l0 is unknown), n_runs, n_diverged. Unlike `sensitivity` it keeps LRs that
-        only some seeds have.
+        One row for each arm, scale and LR, LRs that only some seeds have among them, with the columns
+
+        - `arm`, `scale`, `n_params`, `learning_rate`;
+        - `loss_mean`, `loss_min`, `loss_max`: over the seeds, of L = min(l, l0) in nats per token; null when a run
+          diverged and l0 is unknown;
+        - `n_runs`, `n_diverged`.
 
     Raises:
         InputError: as `stability.analysis.cells.cells`.

@@ -27,12 +27,16 @@ def max_stable_learning_rate(table: pl.DataFrame, unstable_excess: float = UNSTA
     null and `upper` the lowest LR. Where there are no results, both are null.
 
     Args:
-        table: one row a run, as `load` returns it; only finished and diverged runs count, at LRs that all seeds have.
+        table: as for `sensitivity`; only finished and diverged runs count, at LRs that all seeds have.
         unstable_excess: nats per token, positive.
 
     Returns:
-        Columns arm, scale, n_params, lower (highest stable LR below `upper`), upper (lowest unstable LR, null when none
-        is), fraction_unstable (of the seeds, at `upper`); one row for each cell.
+        One row for each cell (an arm at a scale), with the columns
+
+        - `arm`, `scale`, `n_params`;
+        - `lower`: the highest stable LR below `upper`, null when none is;
+        - `upper`: the lowest unstable LR, null when none is;
+        - `fraction_unstable`: of the seeds, at `upper`.
 
     Raises:
         InputError: `unstable_excess` is not a positive number, or as `stability.analysis.cells.cells`.

@@ -67,8 +67,8 @@ def analyze(
     Args:
         source: results folders, CSV or Parquet tables.
         output_dir: made if it does not exist. A summary of the same sweep in it is replaced.
-        aliases: see `stability.analysis.read`.
-        quantities: see `stability.analysis.read`.
+        aliases: see `load`.
+        quantities: see `load`.
         claims: name -> fields (`stability.analysis.claims`), beside those of the sources.
         forecast_n_params: sizes at which to forecast the highest stable LR.
         unstable_excess: see `max_stable_learning_rate`, which uses the whole grid.
@@ -79,7 +79,9 @@ def analyze(
         report: write report.html, which holds all of the results and figures.
 
     Returns:
-        What summary.json holds: docs/records.md defines it.
+        What summary.json holds, with the keys sweep, complete, runs, sensitivity, sensitivity_scaling,
+        best_learning_rate, max_stable_learning_rate, stable_edge_fit, forecasts, claims, warnings and the settings:
+        docs/records.md defines every field.
 
     Raises:
         InputError: an argument or a source is bad, the folder holds the summary of another sweep, or it cannot be
