@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
@@ -127,5 +128,15 @@ def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
     return 0
 
 
+class _CallableModule(types.ModuleType):
+    """Keeps `stability.analyze(...)` what it is in a notebook once this module, of the same name, has been imported."""
+
+    def __call__(self, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        from stability.analysis import analyze
+
+        return analyze(*arguments, **settings)
+
+
 if __name__ == "__main__":
     sys.exit(main())
+sys.modules[__name__].__class__ = _CallableModule
