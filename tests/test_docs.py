@@ -1,7 +1,7 @@
 """The documentation is true: its commands and Python run, its output is what they print, its links and its site work.
 
-CONTRIBUTING.md, "Documentation", says what happens to which block. Pages run in this process, each from top to bottom in
-a folder of its own that holds a small sweep's results, a table, claims and a few texts.
+CONTRIBUTING.md, "Documentation", says what happens to which block. Pages run in this process, each from top to bottom
+in a folder of its own that holds a small sweep's results, a table, claims and a few texts.
 """
 
 import ast
@@ -129,7 +129,7 @@ def tiny_ladder() -> dict[str, Any]:
     shape = {name: {"model.width": w, "model.depth": 1, "model.head_dim": w} for name, w in width.items()}
     inner |= {"name": "tiny", "steps": 100, "batch_size": 2, "scales": shape}
     inner["series"] = {name: scales[:1] for name, scales in inner["series"].items()}
-    inner["learning_rates"] = dict.fromkeys(inner["learning_rates"], [0.01, 0.1, 1.0])
+    inner["learning_rates"] = {name: [0.01, 0.1, 1.0] for name in inner["learning_rates"]}
     model = {key.removeprefix("model."): value for key, value in shape["w32"].items()}
     training = {"sequence_length": 8, "validation_sequences": 4, "observe_every": 50}
     return ladder | {"model": ladder["model"] | model, "training": ladder["training"] | training}
@@ -184,7 +184,7 @@ def execute(words: Sequence[str]) -> str:
 
 @pytest.fixture(scope="module")
 def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a page may count on: `results/quickstart`, tiny and trained by the README's command, and files of one's own."""
+    """What a page may count on: `results/quickstart`, tiny and trained by the README's command, and a user's files."""
     folder = tmp_path_factory.mktemp("docs")
     for group in ("ladder", "sweep", "intervention"):
         (folder / "sweeps" / group).mkdir(parents=True)
@@ -270,7 +270,7 @@ def run_bash(block: Block) -> str | None:
     printed, as_written = [], True
     for words in commands(block.text):
         extra: tuple[str, ...] = ()
-        if words[2:3] == ["stability.run"] and not block.marker == "run":
+        if words[2:3] == ["stability.run"] and block.marker != "run":
             extra = SMALL if block.marker == "run small" else ("dry_run=true",) * ("dry_run=true" not in words)
         as_written = as_written and not extra
         # A plan is checked against the folder that it would go to: tiny results there are another sweep's.
@@ -419,7 +419,7 @@ def test_a_public_name_is_typed_and_documented(name: str, site: Path) -> None:
     hints = typing.get_type_hints(function)
     assert {*parameters, "return"} <= hints.keys()
     arguments = documentation.split("Args:\n")[1].split("Returns:\n")[0]
-    assert [word for word in re.findall(r"^    (\w+): ", arguments, re.M)] == list(parameters)
+    assert re.findall(r"^    (\w+): ", arguments, re.M) == list(parameters)
     assert f'id="{function.__module__}.{name}"' in (site / "api.html").read_text("utf-8")
     assert f"heading: stability.{name}}}" in (ROOT / "docs/api.md").read_text("utf-8")
 
