@@ -7,6 +7,7 @@ file where it is no page.
 import json
 import posixpath
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,8 @@ def interventions() -> str:
 
 
 def experiments() -> str:
-    """The sweeps: what each asks, where that is from, the command, and how many of its claims hold where it has run."""
-    rows = ["| sweep | asks | source | claims that hold (micro) |", "| --- | --- | --- | --- |"]
+    """The sweeps: what each asks, where that is from, and the verdicts on its claims where it has run."""
+    rows = ["| sweep | asks | source | claims (micro) |", "| --- | --- | --- | --- |"]
     for path in sorted((ROOT / "sweeps/sweep").glob("*.yaml")):
         sweep = _yaml(path)["sweep"]
         source = _SOURCE.search(sweep.get("source", ""))
@@ -111,8 +112,10 @@ def _verdicts(sweep: str) -> str:
     summary = ROOT / "docs/replication" / sweep / "summary.json"
     if not summary.exists():
         return "not run yet" if _yaml(ROOT / f"sweeps/sweep/{sweep}.yaml")["sweep"].get("claims") else ""
-    verdicts = [claim["verdict"] for claim in json.loads(summary.read_text(encoding="utf-8"))["claims"]]
-    return f"[{verdicts.count('holds')} of {len(verdicts)}](replication/README.md#{sweep})"
+    verdicts = Counter(claim["verdict"] for claim in json.loads(summary.read_text(encoding="utf-8"))["claims"])
+    words = {"holds": "hold", "fails": "fail", "undecided": "undecided"}
+    found = ", ".join(f"{verdicts[verdict]} {word}" for verdict, word in words.items() if verdicts[verdict])
+    return f"[{found}](replication/README.md#{sweep})"
 
 
 def header(path: Path) -> list[str]:
