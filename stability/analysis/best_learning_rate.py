@@ -41,8 +41,9 @@ def best_learning_rate(table: pl.DataFrame, loss_noise: float = LOSS_NOISE) -> p
 
     Args:
         table: as for `sensitivity`; only finished and diverged runs count, at LRs that all seeds have.
-        loss_noise: standard deviation over seeds of one run's final loss, in nats per token. It says which losses are
-            as good as the least (see the module), and is what the interval rests on where there is one seed only.
+        loss_noise: standard deviation over seeds of one run's final loss, in nats per token (0.03 unless given). It
+            says which losses are as good as the least (docs/statistics.md), and is what the interval rests on where
+            there is one seed only.
 
     Returns:
         One row for each cell (an arm at a scale), with the columns
@@ -57,7 +58,7 @@ def best_learning_rate(table: pl.DataFrame, loss_noise: float = LOSS_NOISE) -> p
         - `reason`: why there is no value or no interval; null where there is one.
 
     Raises:
-        InputError: as `stability.analysis.cells.cells`, or `loss_noise` is not a positive number.
+        InputError: the table is bad, as for `sensitivity`, or `loss_noise` is not a positive number.
     """
     check_loss_noise(loss_noise)
     schema = {

@@ -422,8 +422,8 @@ def stable_edge_fit(
 
     Args:
         table: as for `max_stable_learning_rate`.
-        unstable_excess: nats per token, positive.
-        level: probability that each interval holds.
+        unstable_excess: nats per token, positive (0.5 unless given).
+        level: probability that each interval holds (0.9 unless given).
 
     Returns:
         One row for each arm and form that could be fitted, one with `slope` null where none could, and, with two arms
@@ -444,7 +444,7 @@ def stable_edge_fit(
         - `reason`: why there is no slope, or how the form was chosen and what limits the fit.
 
     Raises:
-        InputError: as `stable_edge_brackets`, or the level is not between 0 and 1.
+        InputError: as `max_stable_learning_rate`, or the level is not between 0 and 1.
     """
     _tails(level)
     of_arm = _boxes_of_arms(table, unstable_excess)
@@ -539,8 +539,8 @@ def forecast_stable_edge(
     Args:
         table: as for `max_stable_learning_rate`.
         n_params: sizes to forecast, parameters without embedding and head.
-        level: probability that each interval holds the edge of one further seed at that size.
-        unstable_excess: nats per token, positive.
+        level: probability that each interval (0.9 unless given) holds the edge of one further seed at that size.
+        unstable_excess: nats per token, positive (0.5 unless given).
 
     Returns:
         For every arm the held-out row first, then one for each size, with the columns
@@ -554,7 +554,7 @@ def forecast_stable_edge(
         - `reason`: why there is no value, or what limits it.
 
     Raises:
-        InputError: as `stable_edge_brackets`, or a size or the level is out of range.
+        InputError: as `max_stable_learning_rate`, or a size or the level is out of range.
     """
     _tails(level)
     sizes = _sizes(n_params)

@@ -113,8 +113,8 @@ def sensitivity(
             diverged runs count; where seeds have results at different LRs, only the LRs that all of them have.
         learning_rate_min: the range [a, b] begins here; by default the whole grid counts.
         learning_rate_max: the range ends here.
-        loss_noise: standard deviation over seeds of one run's final loss, in nats per token; what an interval rests on
-            where there is one seed only, or where all seeds give the same value.
+        loss_noise: standard deviation over seeds of one run's final loss, in nats per token (0.03 unless given); what
+            an interval rests on where there is one seed only, or where all seeds give the same value.
 
     Returns:
         One row for each cell (an arm at a scale) and estimator, with the columns
@@ -127,7 +127,8 @@ def sensitivity(
         - `n_seeds`, `n_learning_rates`: behind the value.
 
     Raises:
-        InputError: as `stability.analysis.cells.cells`, or `loss_noise` is not a positive number.
+        InputError: the table is no polars DataFrame, lacks a column, or has two runs of one arm, scale, LR and seed;
+            the range is none; or `loss_noise` is not a positive number.
     """
     check_loss_noise(loss_noise)
     schema = {
@@ -223,7 +224,7 @@ def curves(table: pl.DataFrame) -> pl.DataFrame:
         - `n_runs`, `n_diverged`.
 
     Raises:
-        InputError: as `stability.analysis.cells.cells`.
+        InputError: the table is bad, as for `sensitivity`.
     """
     loss = pl.col("loss")
     known = loss.is_not_null().all()

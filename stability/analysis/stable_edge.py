@@ -28,7 +28,7 @@ def max_stable_learning_rate(table: pl.DataFrame, unstable_excess: float = UNSTA
 
     Args:
         table: as for `sensitivity`; only finished and diverged runs count, at LRs that all seeds have.
-        unstable_excess: nats per token, positive.
+        unstable_excess: nats per token, positive (0.5 unless given).
 
     Returns:
         One row for each cell (an arm at a scale), with the columns
@@ -39,7 +39,7 @@ def max_stable_learning_rate(table: pl.DataFrame, unstable_excess: float = UNSTA
         - `fraction_unstable`: of the seeds, at `upper`.
 
     Raises:
-        InputError: `unstable_excess` is not a positive number, or as `stability.analysis.cells.cells`.
+        InputError: the table is bad, as for `sensitivity`, or `unstable_excess` is not a positive number.
     """
     _check(unstable_excess)
     schema = {
