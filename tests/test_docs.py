@@ -30,7 +30,7 @@ import yaml
 from quick import QUICKLY
 
 import stability
-from stability.analysis import figures, format_table
+from stability.analysis import format_table
 from stability.launching import launch, plan
 from stability.training import lanes
 
@@ -39,7 +39,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "launch/README.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
-SMALL = ("ladder=tiny", "tracking=files")
+SMALL = ("ladder=tiny", "tracking=files", "figures=[]", "report=false")
 REASONS = {
     "needs a GPU",
     "needs a cluster",
@@ -158,7 +158,7 @@ known_state_bytes = functools.cache(state_bytes)
 def execute(words: Sequence[str]) -> str:
     """Run a command as `python -m` would, in this process where it is ours; returns what it prints.
 
-    Nothing is compiled, measured or read twice in this module, and tiny sweeps draw no figures.
+    Nothing is compiled, measured or read twice in this module.
     The exit code must be 0; `stability.status` may say with 1 that something is unfinished.
     """
     printed = io.StringIO()
@@ -174,8 +174,6 @@ def execute(words: Sequence[str]) -> str:
         patch.setattr(lanes, "compile_program", lambda config, *rest: quick_program(first_alike(config), *rest))
         patch.setattr(plan, "state_bytes", lambda config: known_state_bytes(first_alike(config)))
         patch.setattr(launch, "load_corpus", load_corpus)
-        if "ladder=tiny" in words:
-            patch.setattr(figures, "save", lambda *_: None)
         main = importlib.import_module(module).main
         code = main() if module == "stability.run" else main(list(words[3:]))
     assert code == 0 or (code == 1 and module == "stability.status"), shlex.join(words)
@@ -272,6 +270,8 @@ def run_bash(block: Block) -> str | None:
         extra: tuple[str, ...] = ()
         if words[2:3] == ["stability.run"] and block.marker != "run":
             extra = SMALL if block.marker == "run small" else ("dry_run=true",) * ("dry_run=true" not in words)
+        elif words[2:3] == ["stability.analyze"] and block.marker == "run small":
+            extra = ("figures=", "report=false")
         as_written = as_written and not extra
         # A plan is checked against the folder that it would go to: tiny results there are another sweep's.
         dry = "dry_run=true" in (*words, *extra)
@@ -337,7 +337,7 @@ def shape(cell: str) -> str:
 def test_the_readme_shows_the_table_that_the_program_prints() -> None:
     (shown,) = [block.text for block in blocks(ROOT / "README.md") if "highest stable LR" in block.text]
     table, results = shown.split("\n\n")
-    assert results == "Results: results/quickstart   (summary.json, analysis/, runs/)\n"
+    assert results == "Results: results/quickstart   (report.html, summary.json, analysis/, runs/)\n"
     summary = json.loads((ROOT / "docs/replication/qk_layernorm/summary.json").read_text("utf-8"))
     header, *rows = columns(table)
     real_header, *real_rows = columns(format_table(summary))
