@@ -137,6 +137,7 @@ class _CallableModule(types.ModuleType):
         return analyze(*arguments, **settings)
 
 
+sys.modules[__name__].__class__ = _CallableModule
+
 if __name__ == "__main__":
     sys.exit(main())
-sys.modules[__name__].__class__ = _CallableModule
