@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "arms": (),
     "typed": ("errors",),
     "config": ("arms", "errors", "typed"),
-    "data": ("errors", "config"),
+    "data": ("errors", "typed", "tracking"),
     "model": ("errors", "config"),
     "training": ("errors", "config", "model", "data"),
     "tracking": ("errors",),
@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 """What each part of the house may import of the others, beside itself. Entry points may import everything."""
 
-ENTRY_POINTS = {"__init__", "run", "analyze", "status", "command_line", "_plugins"}
+ENTRY_POINTS = {"__init__", "run", "prepare", "analyze", "status", "command_line", "_plugins"}
 MAY_IMPORT_HYDRA = {"run", "command_line", "_plugins"}
 WITHOUT_JAX = {
     "errors",
@@ -45,6 +45,7 @@ WITHOUT_JAX = {
     "tracking",
     "analysis",
     "analyze",
+    "prepare",
     "status",
     "command_line",
     "__init__",
