@@ -89,7 +89,7 @@ class Reader:
 
 
 def _text(piece: Piece, settings: PreparationSettings) -> Iterator[Found]:
-    with opened(piece.name) as stream:
+    with opened(piece.name, spans=piece.start > 0) as stream:
         if settings.documents == "file":
             yield Found(0, stream.read())
         elif settings.documents == "line":
@@ -115,7 +115,7 @@ def _paragraphs(stream: Any, piece: Piece) -> Iterator[Found]:
 
 
 def _json_lines(piece: Piece, settings: PreparationSettings) -> Iterator[Found]:
-    with opened(piece.name) as stream:
+    with opened(piece.name, spans=piece.start > 0) as stream:
         for offset, line in _lines(stream, piece):
             if line.strip():
                 yield _record(piece.name, offset, line, settings.text_field)
@@ -155,7 +155,7 @@ def _lines(stream: Any, piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 def _parquet(piece: Piece, settings: PreparationSettings) -> Iterator[Found]:
     parquet, field = library("pyarrow.parquet"), settings.text_field
-    with opened(piece.name) as stream, parquet.ParquetFile(stream) as table:
+    with opened(piece.name, spans=True) as stream, parquet.ParquetFile(stream) as table:
         row = sum(table.metadata.row_group(i).num_rows for i in range(piece.start))
         groups = list(range(piece.start, piece.stop or table.metadata.num_row_groups))
         for batch in table.iter_batches(hub.ROWS, row_groups=groups, columns=[field], use_threads=False):
@@ -164,7 +164,6 @@ def _parquet(piece: Piece, settings: PreparationSettings) -> Iterator[Found]:
 
 
 def _hub(piece: Piece, settings: PreparationSettings) -> Iterator[Found]:
-    pyarrow = library("pyarrow")
     assert piece.stop is not None
     row, name = 0, settings.text_field
     try:
@@ -174,7 +173,9 @@ def _hub(piece: Piece, settings: PreparationSettings) -> Iterator[Found]:
                 raise InputError("text_field", name, f"{piece.name} has no such column", fix)
             yield from _column(table.column(name), row, piece.name, name)
             row += table.num_rows
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of the network, of whatever reads the data set's format
         problem = f"cannot be read beyond row {row} ({error})"
         raise InputError(
             "source", piece.name, problem, "Restore the file, or leave it out with data_files=."

@@ -81,7 +81,7 @@ def _input(system: Any, path: str, info: dict[str, Any]) -> InputFile:
         path if local else system.unstrip_protocol(path),
         info.get("size"),
         None if version is None else str(version),
-        spans=bool(info.get("partial", True)),
+        spans=bool(info.get("partial", "http" not in _protocols(system))),
     )
 
 
@@ -115,25 +115,32 @@ def format_of(name: str, given: Format | None) -> Format:
 
 
 @contextmanager
-def opened(name: str) -> Iterator[io.BufferedReader]:
+def opened(name: str, spans: bool = False) -> Iterator[io.BufferedReader]:
     """A file's bytes, decompressed where its name says that it is compressed.
+
+    Args:
+        name: its path or address.
+        spans: whether it is to be read from the middle; otherwise a server need not be able to.
 
     Raises:
         InputError: it cannot be opened or read; a compressed file that is cut off or damaged is one.
     """
     pyarrow, compression = library("pyarrow"), compression_of(name)
+    streaming = {"block_size": 0} if not spans and name.startswith(("http://", "https://")) else {}
     try:
-        with library("fsspec").open(name, "rb") as raw:
+        with library("fsspec").open(name, "rb", **streaming) as raw:
             if compression is None:
                 stream = io.BufferedReader(raw, BUFFER_BYTES)
             else:
                 # Not fsspec's: its zstd ends without a word where a frame does, though another follows or bytes lack.
-                # pyarrow's stubs leave out that its files are raw streams to `io`.
-                file: Any = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), compression)
+                file = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), compression)
                 stream = io.BufferedReader(file, BUFFER_BYTES)
             try:
                 yield stream
             finally:
                 stream.detach()
-    except (OSError, EOFError, pyarrow.ArrowException) as error:
-        raise InputError("source", name, f"cannot be read ({error})", "Restore the file, or leave it out.") from error
+    except InputError:
+        raise
+    except Exception as error:  # every file system has its own
+        reason = f"cannot be read ({error})"
+        raise InputError("source", name, reason, "Restore the file, or leave it out.") from error

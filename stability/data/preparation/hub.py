@@ -4,6 +4,7 @@ import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from stability.data.preparation.libraries import library
@@ -30,7 +31,10 @@ class HubSource:
     def of(cls, settings: PreparationSettings) -> "HubSource":
         """The hub's part of the settings."""
         assert settings.hub_name is not None
-        return cls(settings.hub_name, settings.hub_config, settings.split, settings.revision, settings.data_files)
+        folder = Path(settings.hub_name).expanduser()
+        # Absolute, since what is looked up is remembered by it.
+        name = str(folder.absolute()) if folder.is_dir() else settings.hub_name
+        return cls(name, settings.hub_config, settings.split, settings.revision, settings.data_files)
 
 
 @dataclass(frozen=True)

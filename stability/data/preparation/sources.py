@@ -108,7 +108,7 @@ def _pieces(file: InputFile, settings: PreparationSettings) -> list[Piece]:
 
 def _row_groups(file: InputFile, settings: PreparationSettings) -> list[Piece]:
     parquet = library("pyarrow.parquet")
-    with opened(file.name) as stream, parquet.ParquetFile(stream) as table:
+    with opened(file.name, spans=True) as stream, parquet.ParquetFile(stream) as table:
         metadata = table.metadata
         _check_field(settings.text_field, table.schema_arrow.names, file.name)
         sizes = [metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)]
