@@ -1,6 +1,8 @@
 """A long row of tokens read by position: an array in memory is one, and so are shards larger than memory."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -34,20 +36,20 @@ class JoinedTokens:
 
     def __init__(self, parts: Sequence[Integer[np.ndarray, " tokens"]], dtype: np.dtype[np.unsignedinteger]) -> None:
         self._parts = tuple(parts)
-        self._ends = np.cumsum([len(part) for part in parts], dtype=np.int64)
+        self._ends = list(accumulate(len(part) for part in parts))
         self._dtype = dtype
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if self._parts else 0
+        return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, span: slice, /) -> Integer[np.ndarray, " tokens"]:
         start, stop = span.start, span.stop
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start} to {stop} of {len(self)}")
         pieces = []
-        number = int(np.searchsorted(self._ends, start, side="right"))
+        number = bisect_right(self._ends, start)
         while start < stop:
-            part, end = self._parts[number], int(self._ends[number])
+            part, end = self._parts[number], self._ends[number]
             begin = end - len(part)
             pieces.append(part[start - begin : min(stop, end) - begin])
             start, number = end, number + 1

@@ -84,8 +84,10 @@ def _hub(settings: PreparationSettings) -> Source:
     found = facts(HubSource.of(settings))
     _check_field(settings.text_field, found.columns, settings.source)
     count = len(found.files)
-    units = tuple((Piece("hub", file, i, count, None),) for i, file in enumerate(found.files))
-    inputs = tuple((file, None, None) for file in found.files)
+    sized = tuple(zip(found.files, found.sizes, strict=True))
+    units = tuple((Piece("hub", file, i, count, size),) for i, (file, size) in enumerate(sized))
+    # A commit says which files they are; sizes are known only while the hub answers.
+    inputs = tuple((file, size if found.revision is None else None, None) for file, size in sized)
     return Source(units, inputs, found.revision, found.licence)
 
 
