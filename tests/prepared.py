@@ -93,8 +93,14 @@ def write_parquet(path: Path, documents: Sequence[str], rows: int = 7, field: st
     pyarrow.parquet.write_table(table, path, row_group_size=rows)
 
 
+def write_card(path: Path, configs: Sequence[str]) -> None:
+    """The page of a data set with its configurations, as C4's says them."""
+    lines = [f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/c4-train.*\n" for c in configs]
+    (path / "README.md").write_text("---\nlicense:\n- odc-by\nconfigs:\n" + "".join(lines) + "---\n\n# A card\n")
+
+
 def write_hub_folder(path: Path, documents: Sequence[str], files: int = 3, ending: str = "json.gz") -> None:
-    """A data set as the hub has C4: numbered files in a folder for each configuration."""
+    """One configuration of a data set as the hub has C4's: numbered files in a folder of their own."""
     path.mkdir(parents=True)
     for i, share in enumerate(np.array_split(np.arange(len(documents)), files)):
         texts = [documents[j] for j in share]

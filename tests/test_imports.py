@@ -131,6 +131,13 @@ def test_importing_stability_loads_next_to_nothing() -> None:
     assert not {"jax", "numpy", "polars", "pydantic", "hydra"} & loaded_by("import stability")
 
 
+def test_preparing_loads_no_jax_and_its_libraries_only_where_they_are_used() -> None:
+    loaded = loaded_by("import stability.prepare, stability.data, stability.data.preparation.preparing")
+    assert "numpy" in loaded
+    libraries = {"datasets", "fsspec", "pyarrow", "sentencepiece", "tokenizers"}
+    assert not (ACCELERATED | libraries | {"hydra", "wandb"}) & loaded
+
+
 def test_analysing_and_watching_load_no_jax_and_no_hydra() -> None:
     statement = "import stability, stability.analyze, stability.status, stability.tracking.wandb; stability.load"
     loaded = loaded_by(statement)

@@ -42,6 +42,7 @@ from tests.prepared import (
     some_documents,
     tokens_of,
     tree,
+    write_card,
     write_hub_folder,
     write_parquet,
     zstd,
@@ -142,6 +143,14 @@ SOURCES: dict[str, tuple[Callable[[], Any], list[str]]] = {
     "several": (several, ["source=a.jsonl,b.parquet,c.txt.gz", "documents=line"]),
     "hub, Parquet": (lambda: write_hub_folder(Path("c4/en"), DOCUMENTS, ending="parquet"), ["source=hf:c4"]),
     "hub, as C4": (lambda: write_hub_folder(Path("c4/en"), DOCUMENTS), ["source=hf:c4"]),
+    "hub, a configuration": (
+        lambda: (
+            write_hub_folder(Path("c4/en"), DOCUMENTS),
+            write_hub_folder(Path("c4/de"), DOCUMENTS[::-1]),
+            write_card(Path("c4"), ["de", "en"]),
+        ),
+        ["source=hf:c4", "config=en"],
+    ),
     "hub, files named": (
         lambda: (write_hub_folder(Path("c4/en"), DOCUMENTS), write_hub_folder(Path("c4/de"), DOCUMENTS[::-1])),
         ["source=hf:c4", "data_files=en/*.json.gz"],
@@ -703,6 +712,17 @@ def test_check_reads_a_finished_folder(prepare: Prepare) -> None:
     outcome = prepare("check=out")
     assert outcome.code == 2
     assert "train/00000.bin: ends at byte" in outcome.err
+
+
+def test_the_licence_of_a_data_set_is_that_of_its_page(prepare: Prepare) -> None:
+    write_hub_folder(Path("c4/en"), DOCUMENTS)
+    write_card(Path("c4"), ["en"])
+    outcome = prepare("source=hf:c4", "config=en")
+    assert outcome.code == 0, outcome.err
+    manifest = read_manifest(Path("out"), "out")
+    assert manifest.licence == "odc-by"
+    sizes = [file.stat().st_size for file in sorted(Path("c4/en").iterdir())]
+    assert [size for _, size, _ in manifest.plan["source"]["inputs"]] == sizes
 
 
 def test_the_manifest_says_where_it_all_came_from(prepare: Prepare) -> None:

@@ -72,7 +72,7 @@ def facts(source: HubSource) -> HubFacts:
         files,
         _sizes(files),
         commits.pop() if len(commits) == 1 else source.revision,
-        dataset.info.license or None,
+        dataset.info.license or _licence_of_card(source),
         tuple(columns) if columns else None,
     )
 
@@ -83,6 +83,17 @@ def tables(source: HubSource, number: int, of: int, field: str) -> Iterator[Any]
     if dataset.column_names:  # known before reading: the other columns are never decoded
         dataset = dataset.select_columns([field])
     yield from dataset.with_format("arrow").iter(batch_size=ROWS)
+
+
+def _licence_of_card(source: HubSource) -> str | None:
+    """What the data set's page says; a note in the manifest, which no one has to have."""
+    card = Path(source.name) / "README.md"
+    try:
+        loaded = library("huggingface_hub").DatasetCard.load(str(card) if card.exists() else source.name)
+    except Exception:  # no page, no network, or no data on the page
+        return None
+    licence = loaded.data.license
+    return ", ".join(licence) if isinstance(licence, list) else licence
 
 
 def _sizes(files: Sequence[str]) -> tuple[int | None, ...]:

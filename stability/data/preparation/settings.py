@@ -59,8 +59,9 @@ class PreparationSettings:
 
     @property
     def hub_config(self) -> str | None:
-        """The data set's configuration: English, where it is C4 and nothing is said."""
-        return C4_CONFIG if self.config is None and self.hub_name == C4 else self.config
+        """The data set's configuration: English, where it is C4 and nothing else is said."""
+        is_c4 = self.hub_name == C4 and self.data_files is None
+        return C4_CONFIG if self.config is None and is_c4 else self.config
 
     def identity(self) -> dict[str, Any]:
         """What decides the result; the tokenizer's own identity and the source's files come beside it."""
@@ -80,8 +81,8 @@ def check(settings: PreparationSettings) -> None:
             if (value := getattr(settings, key)) != default:
                 fix = f"Leave it out, or write source={HUB}NAME."
                 raise InputError(key, value, "belongs to a data set of the hub, and the source is files", fix)
+    elif not settings.hub_name:
+        raise InputError("source", settings.source, "names no data set", f"Write source={HUB}{C4}, say.")
     elif settings.format is not None:
         fix = "Leave it out: the data set says what its files are."
         raise InputError("format", settings.format, "belongs to files, and the source is a data set of the hub", fix)
-    if not settings.hub_name and settings.hub_name is not None:
-        raise InputError("source", settings.source, "names no data set", f"Write source={HUB}{C4}, say.")
