@@ -54,7 +54,7 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0 done, 1 a worker died, 2 bad input, 130 interrupted."""
+    """The command line; returns the exit code: 0 done, 1 a worker died or a disk is full, 2 bad input, 130 Ctrl-C."""
     parser = argparse.ArgumentParser(
         prog="python -m stability.prepare",
         description="Turn text into token shards to train on.",
@@ -70,11 +70,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nStopped; to go on, the same command again:\n  {typed_command()}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenProcessPool:
+    except (BrokenProcessPool, OSError) as error:
+        died = "a worker died, for lack of memory perhaps: try fewer workers="
+        problem = died if isinstance(error, BrokenProcessPool) else str(error)
         print(
-            "A worker died, for lack of memory perhaps: try fewer workers=. What is done is kept; the same command "
-            f"goes on:\n  {typed_command()}",
-            file=sys.stderr,
+            f"error: {problem}. What is done is kept; the same command goes on:\n  {typed_command()}", file=sys.stderr
         )
         return EXIT_FAILED
 

@@ -4,6 +4,7 @@ import bz2
 import functools
 import gzip
 import http.server
+import io
 import os
 import pickle
 import signal
@@ -26,9 +27,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stability.data import load_shards
-from stability.data.manifest import read_manifest
+from stability.data.manifest import Counts, read_manifest
 from stability.data.preparation.documents import Reader
-from stability.data.preparation.packing import is_validation
+from stability.data.preparation.packing import Packed, is_validation
+from stability.data.preparation.progress import Progress
 from stability.data.preparation.settings import PreparationSettings
 from stability.data.preparation.sources import find_source
 from stability.errors import InputError
@@ -676,6 +678,37 @@ def test_what_cannot_be_trained_on_leaves_nothing(
     assert not Path("out").exists()
 
 
+def test_a_table_without_rows_is_no_source(prepare: Prepare) -> None:
+    write_parquet(Path("a.parquet"), [])
+    for tokenizer in ("bytes", "bpe:300"):
+        outcome = prepare("source=a.parquet", f"tokenizer={tokenizer}")
+        assert outcome.code == 2
+        assert "holds no" in outcome.err
+        assert not Path("out").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/full")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_loses_nothing_that_is_done(prepare: Prepare, workers: int) -> None:
+    write("a.txt", lines)
+    words = ["source=a.txt", "documents=line", "unit_bytes=2000", f"workers={workers}"]
+    Path("out/preparing").mkdir(parents=True)
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)); "
+        "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        "from stability.prepare import main; sys.exit(main(sys.argv[1:]))"
+    )
+    more = ["tokenizer=bytes", "output_dir=out", f"validation_fraction={FRACTION}"]
+    command = [sys.executable, "-c", limited, *words, *more]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1, done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert prepare(*words).code == 0
+    assert read_back(Path("out"), from_bytes) == expected_parts(DOCUMENTS, FRACTION)
+
+
 def test_a_worker_says_what_is_wrong_as_the_first_process_would(prepare: Prepare) -> None:
     write("a.txt", lines + b"\n\xff\n" + lines)
     outcome = prepare("source=a.txt", "documents=line", "unit_bytes=2000", "workers=2")
@@ -699,6 +732,30 @@ def test_a_missing_library_is_asked_for(prepare: Prepare, name: str, monkeypatch
     assert f"package={name}: " in outcome.err
     assert "pip install 'stability[data]'" in outcome.err
     assert not Path("out").exists()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("out", "pieces"), [(io.StringIO(), 2), (Terminal(), 4)])
+def test_progress_is_plain_lines_in_a_log_and_one_line_on_a_terminal(
+    out: io.StringIO, pieces: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("stability.data.preparation.progress.time.perf_counter", lambda: now[0])
+    progress = Progress(units=5, done=1, work=8.0, out=out, _began=100.0)
+    packed = Packed({}, Counts(tokens=1_000_000, text_bytes=4_000_000), 1.0, 0.5)
+    for _ in range(4):
+        now[0] += 10.0
+        progress.add(packed, 2.0)
+    text = out.getvalue()
+    assert text.count("M tokens") == pieces
+    assert "[2/5] 1.0 M tokens, 0.4 MB of text a second, 30 s left" in text
+    assert "[5/5] 4.0 M tokens, 0.4 MB of text a second" in text
+    assert ("\r" in text) == out.isatty()
+    assert text.endswith("\n")
 
 
 def test_check_reads_a_finished_folder(prepare: Prepare) -> None:

@@ -69,6 +69,9 @@ class PreparationFolder:
             raise InputError(KEY, self.path, problem, "Name a folder that you may write to.") from None
         with lock:
             _lock(lock, self.path)
+            if self.check() is not None:  # since it was last looked at
+                self.clean()
+                raise InputError(KEY, self.path, "another process has just finished it", "There is nothing to do.")
             if not self.done():
                 self._clear()
             write_json(self._preparing / PLAN, {"schema_version": SCHEMA_VERSION, "plan": self.plan})

@@ -66,6 +66,8 @@ def find_source(settings: PreparationSettings) -> Source:
         return _hub(settings)
     files = find_files(settings.source)
     pieces = [piece for file in files for piece in _pieces(file, settings)]
+    if not pieces:
+        raise InputError("source", settings.source, "holds no rows", "Give text.")
     inputs = tuple((file.name, file.bytes, file.modified) for file in files)
     return Source(tuple(_grouped(pieces, settings.unit_bytes)), inputs, None, None)
 
