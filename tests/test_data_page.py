@@ -77,7 +77,8 @@ def test_the_page_can_be_followed(world: Path, command: Command) -> None:
                 assert not Path("data/c4").exists()
                 assert prepare([*[one for one in arguments if one != "dry_run=true"], "workers=1"]) == 0
         else:
-            outcome = command(*arguments, *([] if "dry_run=true" in arguments else TINY))
+            one_scale = ["scale=w256_d3"] if "ladder=paper" in arguments else []
+            outcome = command(*arguments, *one_scale, *([] if "dry_run=true" in arguments else TINY))
             assert outcome.code == 0, outcome.err
         ran.append(module)
     assert ran == ["stability.prepare", "stability.run", "stability.run"] + ["stability.prepare"] * 2 + [
