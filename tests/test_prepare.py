@@ -29,10 +29,11 @@ from hypothesis import strategies as st
 from stability.data import load_shards
 from stability.data.manifest import Counts, read_manifest
 from stability.data.preparation.documents import Reader
+from stability.data.preparation.hub import REVISION
 from stability.data.preparation.packing import Packed, is_validation
 from stability.data.preparation.progress import Progress
 from stability.data.preparation.settings import PreparationSettings
-from stability.data.preparation.sources import find_source
+from stability.data.preparation.sources import Source, describe, find_source
 from stability.errors import InputError
 from stability.prepare import main
 from tests.conftest import Outcome
@@ -416,10 +417,19 @@ def wait_until(condition: Callable[[], object], seconds: float = 60.0) -> None:
         time.sleep(0.002)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What a shell runs in the background ignores Ctrl-C, and so does what that starts; not what is started here."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("how", "workers"), [(signal.SIGKILL, 2), (signal.SIGINT, 1)])
 def test_the_result_does_not_depend_on_being_killed(prepare: Prepare, how: signal.Signals, workers: int) -> None:
-    texts = some_documents(600)
+    texts = some_documents(900)
     write("a.txt", "\n".join(texts).encode())
     words = ["source=a.txt", "documents=line", "unit_bytes=600", "tokenizer=bpe:300", f"validation_fraction={FRACTION}"]
     assert prepare(*words, "output_dir=undisturbed").code == 0
@@ -449,6 +459,16 @@ def test_the_result_does_not_depend_on_being_killed(prepare: Prepare, how: signa
     if how == signal.SIGINT:
         assert "the same command again" in errors
         assert "Traceback" not in errors
+
+
+def test_the_commit_decides_not_how_it_was_asked_for() -> None:
+    told = {"output_dir": "x", "tokenizer": "bytes"}
+    commit = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
+    assert PreparationSettings(**told).identity() == PreparationSettings(**told, revision=commit).identity()
+    found = REVISION.search(f"hf://datasets/allenai/c4@{commit}/en/c4-train.00000-of-01024.json.gz")
+    assert found is not None
+    assert found[1] == commit
+    assert describe(Source((), (), commit, None))["revision"] == commit
 
 
 def test_a_finished_folder_is_left_alone(prepare: Prepare) -> None:

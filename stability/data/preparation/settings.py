@@ -64,9 +64,9 @@ class PreparationSettings:
         return C4_CONFIG if self.config is None and is_c4 else self.config
 
     def identity(self) -> dict[str, Any]:
-        """What decides the result; the tokenizer's own identity and the source's files come beside it."""
-        host = ("output_dir", "workers", "dry_run", "tokenizer", "licence")
-        return {**{key: value for key, value in asdict(self).items() if key not in host}, "config": self.hub_config}
+        """What decides the result; the tokenizer's own identity, the source's files and their commit come beside it."""
+        other = ("output_dir", "workers", "dry_run", "tokenizer", "licence", "revision")
+        return {**{key: value for key, value in asdict(self).items() if key not in other}, "config": self.hub_config}
 
 
 def check(settings: PreparationSettings) -> None:
