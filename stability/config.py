@@ -169,7 +169,7 @@ class TrainingConfig:
 class DataConfig:
     """Which text. `seed: null` follows the run's seed; corpus (its hash) and vocabulary_size come from the text."""
 
-    name: Literal["kjv", "text"] = "kjv"
+    name: Literal["kjv", "text", "shards"] = "kjv"
     path: str | None = provenance(None)
     seed: Seed | None = leaf(None, np.uint32)
     corpus: str | None = None

@@ -16,3 +16,7 @@ class InputError(ValueError):
     def __init__(self, key: str, value: object, problem: str, fix: str) -> None:
         self.key, self.value, self.problem, self.fix = key, value, problem, fix
         super().__init__(f"{key}={value}: {problem}. {fix}")
+
+    def __reduce__(self) -> tuple[type["InputError"], tuple[str, object, str, str]]:
+        # An exception is sent between processes as its message alone, which is not what `__init__` takes.
+        return type(self), (self.key, self.value, self.problem, self.fix)

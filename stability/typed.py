@@ -90,8 +90,10 @@ def unknown_key(cls: type[Any], key: str, value: object, also: Sequence[str] = (
         fix = f"Did you mean {' or '.join(near[:3])}?"
     elif siblings:
         fix = f"The keys there are {', '.join(siblings)}."
-    else:
+    elif any("." in name for name in known):
         fix = "`python -m stability.run --cfg job` shows every key."
+    else:
+        fix = f"The keys are {', '.join(known)}."
     return InputError(key, value, "there is no such key", fix)
 
 

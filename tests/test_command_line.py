@@ -24,7 +24,7 @@ BAD = [
     ("+sweep=quickstart +intervention=foo", ["intervention=foo", "qk_layernorm_none"]),
     ("ladder=huge", ["ladder=huge", "micro"]),
     ("tracking=mlflow", ["tracking=mlflow", "files, wandb"]),
-    ("data=tweets", ["data=tweets", "kjv, text"]),
+    ("data=tweets", ["data=tweets", "kjv, shards, text"]),
     ("optimizer.lr=1", ["optimizer.lr=1", "optimizer.learning_rate"]),
     ("+optimizer.lr=1", ["optimizer.lr=1", "optimizer.learning_rate"]),
     ("optimizer.lr=1,2", ["optimizer.lr=1", "optimizer.learning_rate"]),
@@ -107,7 +107,13 @@ def test_a_traceback_when_asked_for(command: Command, monkeypatch: pytest.Monkey
 
 def test_help_explains_itself(command: Command) -> None:
     text = command("--help").out
-    for part in ("+sweep=quickstart", "dry_run=true", "stability.status", "stability.analyze", "data: kjv, text"):
+    for part in (
+        "+sweep=quickstart",
+        "dry_run=true",
+        "stability.status",
+        "stability.analyze",
+        "data: kjv, shards, text",
+    ):
         assert part in text
 
 

@@ -276,5 +276,5 @@ def test_text_refuses_what_it_cannot_use(pattern: str | None, message: str, text
 
 
 def test_an_unknown_corpus_is_refused() -> None:
-    with pytest.raises(InputError, match=r"data\.name=c4: is not a corpus\. Choose kjv or text"):
+    with pytest.raises(InputError, match=r"data\.name=c4: is not a corpus\. Choose kjv, text or shards"):
         load_corpus("c4")  # type: ignore[arg-type]

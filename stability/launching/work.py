@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from stability.config import RunConfig
 from stability.data.batches import Batches, validation_windows
-from stability.data.corpus import Split
+from stability.data.sequence import Split
 from stability.launching.folder import SweepFolder
 from stability.launching.journal import Desk, RunJournal
 from stability.launching.plan import PlannedRun, pack_runs
