@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "model": ("errors", "config"),
     "training": ("errors", "config", "model", "data"),
     "tracking": ("errors",),
-    "analysis": ("errors", "arms", "tracking.record", "typed"),
+    "analysis": ("errors", "arms", "tracking.names", "tracking.record", "tracking.wandb_key", "typed"),
     "launching": (
         "analysis",
         "arms",

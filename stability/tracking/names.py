@@ -4,6 +4,9 @@ A name whose first part is no section of its own gets one in front: `gradient/rm
 there. The record's names are the contract and stay as they are; `record_name` maps back.
 """
 
+RECORD = "record"
+"""Key of a W&B config: what the analysis must know to the last digit, as JSON text. W&B itself writes 1.0 as 1."""
+
 SECTIONS = ("loss", "attention_logit", "output_logit", "norms", "optimizer", "speed")
 """The sections of a W&B workspace."""
 

@@ -15,11 +15,12 @@ from urllib.parse import quote
 
 from stability.errors import InputError
 from stability.tracking.highlights import Highlights
-from stability.tracking.names import tracked_name
+from stability.tracking.names import RECORD, tracked_name
 from stability.tracking.record import TERMINAL, Row, without_nonfinite
 from stability.tracking.tracker import TrackedRun, TrackedSweep
-from stability.tracking.wandb_analysis import RECORD, analysis_config, content_digest, log_analysis
+from stability.tracking.wandb_analysis import analysis_config, content_digest, log_analysis
 from stability.tracking.wandb_files import WANDB_FILES, files_of_run, last_step_held, unsent_runs
+from stability.tracking.wandb_key import QUIET, has_key
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 ResolvedMode = Literal["online", "offline", "disabled", "shared"]
@@ -33,9 +34,6 @@ ANALYSIS_SENT = "analysis_sent"
 """A file that tells which analysis W&B has, so that a command which changes nothing sends nothing."""
 FINISH_TIMEOUT_S = 60.0
 """How long the end of a run, and of the process, may wait for uploads. What is late stays on disk for `wandb sync`."""
-
-QUIET: dict[str, Any] = {"silent": True, "quiet": True, "console": "off"}
-"""Nothing on our terminal, and nothing of our terminal on W&B."""
 
 RUN_SETTINGS: dict[str, Any] = {
     **QUIET,
@@ -228,15 +226,11 @@ def resolve_mode(mode: Mode) -> ResolvedMode:
         InputError: that is `online`, by choice or by WANDB_MODE, and no API key is configured.
     """
     import wandb
-    from wandb.sdk.lib import wbauth
 
     settings = wandb.setup(wandb.Settings(**QUIET)).settings
     asked = settings.mode if mode == "auto" else mode
     wanted: ResolvedMode = OLD_MODES.get(asked, asked)
-    # Looked up as W&B does (environment, netrc, settings), but it would ask at the terminal in the midst of training.
-    if wanted != "online" or wbauth.authenticate_session(
-        host=settings.base_url, source="stability", prompt=False, update_session=False
-    ):
+    if wanted != "online" or has_key():
         return wanted
     if mode == "auto" and not os.environ.get("WANDB_MODE"):
         return "offline"

@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stability.tracking.names import RECORD
 from stability.tracking.record import RUNS, run_folders, without_nonfinite
 from stability.tracking.tracker import TrackedSweep
 
-RECORD = "record"
-"""Key of a W&B config: what the analysis must know to the last digit, as JSON text. W&B writes 1.0 as 1."""
 MANIFEST_KEYS = ("sweep", "sweep_id", "question", "source", "ladder", "scales", "quantities", "claims", "runs")
 
 CHARTS: Mapping[str, tuple[str, str, str, str]] = {
