@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,8 +23,10 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def inspect(file: Path, home: Path) -> list[dict[str, Any]]:
-    """The records of a run's offline file, as W&B's own reader tells them."""
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    """The records of a run's offline file: what `wandb leet inspect --json FILE` prints, without its second of Python."""
+    from wandb.util import get_core_path
+
+    command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", file, file.parents[1]]
     read = subprocess.run(command, env=environment(home), capture_output=True, text=True, check=True)
     return [json.loads(line) for line in read.stdout.splitlines()]
 

@@ -37,7 +37,7 @@ sweep:
     bad_loss: {metric: loss/train}
     recent: {metric: loss/train_recent_max, reduce: max}
   claims:
-    apart: {kind: lower_sensitivity, arm: z_loss=1.0, than: z_loss=0.0}
+    apart: {kind: sensitivity_below, arm: z_loss=1.0, than: z_loss=0.0}
 """
 
 
@@ -225,7 +225,11 @@ def answers(tracked: Tracked, tmp_path_factory: pytest.TempPathFactory) -> dict[
     trained = [run for run in runs if run["jobType"] == "train"]
     unfinished = [{**run, "summary": {}, "group": "unfinished"} for run in trained]
     foreign = [{**runs[0], "group": "foreign", "config": {"lr": 1}}]
-    again = [{**run, "group": "twice", "config": run["config"] | {"sweep_id": id_}} for id_ in "ab" for run in runs]
+    again = [
+        {**run, "name": run["name"] + id_, "group": "twice", "config": run["config"] | {"sweep_id": id_}}
+        for id_ in "ab"
+        for run in runs
+    ]
     no_analysis = [{**run, "group": "no_analysis"} for run in trained]
     project = [*runs, *unfinished, *foreign, *again, *no_analysis]
     fake = FakeWandb({("someone", "stability"): project})
@@ -262,7 +266,8 @@ def test_a_sweep_on_wandb_is_the_table_that_its_folder_is(
     assert "error" not in answer
     theirs = as_table(answer, ours.table)
     assert_frame_equal(theirs.drop("folder"), ours.table.drop("folder"), check_exact=True)
-    assert set(theirs["folder"]) == {f"someone/stability/{id_}" for id_ in tracked.wandb if "analysis" not in id_}
+    places = {folder.removesuffix("b") if name == "one_of_two" else folder for folder in theirs["folder"]}
+    assert places == {f"someone/stability/{id_}" for id_ in tracked.wandb if "analysis" not in id_}
     assert (answer["sweep"], answer["complete"]) == ("tiny", True)
     assert answer["warnings"] == list(ours.warnings)
     assert ours.table["early_logit"].null_count() < ours.table.height
