@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field
 
-from stability.command_line import report
+from stability.command_line import key_values, report
 from stability.errors import InputError
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -62,18 +62,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE")
     try:
-        given = _given(parser.parse_args(arguments).settings)
+        given = key_values(parser.parse_args(arguments).settings, first="source")
         aliases = {key.removeprefix(COLUMN): value for key, value in given.items() if key.startswith(COLUMN)}
         return _analyze(_settings({key: value for key, value in given.items() if not key.startswith(COLUMN)}), aliases)
     except InputError as error:
         return report(error)
-
-
-def _given(words: list[str]) -> dict[str, str]:
-    for word in words:
-        if "=" not in word:
-            raise InputError("argument", word, "is not KEY=VALUE", f"Did you mean source={word}?")
-    return dict(word.split("=", 1) for word in words)
 
 
 def _settings(given: dict[str, str]) -> AnalysisSettings:

@@ -88,7 +88,11 @@ class FakeWandb:
                 return {"project": None}
             if operation == "Runs":
                 return {"project": self._page(runs, variables)}
-            named = [run for run in runs if run["name"] in (variables.get("name", variables.get("runName")), variables.get("run"))]
+            named = [
+                run
+                for run in runs
+                if run["name"] in (variables.get("name", variables.get("runName")), variables.get("run"))
+            ]
             if named and (answer := self._of_run(operation, named[0], variables)) is not None:
                 return {"project": {"run": answer}}
         self.unknown.append(operation)

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 """What each part of the house may import of the others, beside itself. Entry points may import everything."""
 
-ENTRY_POINTS = {"__init__", "run", "analyze", "status", "command_line", "_plugins"}
+ENTRY_POINTS = {"__init__", "run", "analyze", "status", "workspace", "command_line", "_plugins"}
 MAY_IMPORT_HYDRA = {"run", "command_line", "_plugins"}
 WITHOUT_JAX = {
     "errors",
@@ -46,6 +46,7 @@ WITHOUT_JAX = {
     "analysis",
     "analyze",
     "status",
+    "workspace",
     "command_line",
     "__init__",
 }

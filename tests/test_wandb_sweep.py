@@ -198,7 +198,7 @@ import stability.analysis.wandb_source as wandb_source
 from stability.analysis import analyze, read
 from stability.errors import InputError
 
-wandb_source.RETRIES = 0
+wandb_source.RETRIES = 1
 wandb.setup(wandb.Settings(silent=True))
 for source in json.loads(sys.argv[1]):
     try:
@@ -211,7 +211,9 @@ for source in json.loads(sys.argv[1]):
 
 
 def read_through_wandb(home: Path, url: str, *sources: str, **more: str) -> list[dict[str, Any]]:
-    env = environment(home, **{"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_CACHE_DIR": str(home / "cache")} | more)
+    env = environment(
+        home, **{"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_CACHE_DIR": str(home / "cache")} | more
+    )
     command = [sys.executable, "-c", READ, json.dumps(sources)]
     done = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -39,9 +39,7 @@ def _files(settings: TrackerSettings) -> Tracker:
 
 
 def _wandb(settings: TrackerSettings) -> Tracker:
-    return WandbTracker(
-        settings.project, settings.entity, settings.mode, settings.folder, per_head=settings.per_head
-    )
+    return WandbTracker(settings.project, settings.entity, settings.mode, settings.folder, per_head=settings.per_head)
 
 
 TRACKERS: dict[str, Factory] = {"files": _files, "wandb": _wandb}
