@@ -14,9 +14,9 @@ from stability.errors import InputError
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 EPILOG = """\
 keys
-  source=PATH[,PATH...]     results folders, wandb:ENTITY/PROJECT?group=SWEEP (docs/wandb.md), or CSV or Parquet tables with the columns n_params, learning_rate, loss
-                            and, if you have them, arm, seed, loss_initial, status, step, attention_logit_max; every
-                            other numeric column is a quantity
+  source=PATH[,PATH...]     results folders, wandb:ENTITY/PROJECT?group=SWEEP (docs/wandb.md), or CSV or Parquet
+                            tables with the columns n_params, learning_rate, loss and, if you have them, arm, seed,
+                            loss_initial, status, step, attention_logit_max; every other numeric column is a quantity
   column.NAME=COLUMN        what a table calls the column NAME: column.loss=test_loss column.arm=variant,width
   claims=FILE.yaml          claims to test, and quantities to read (docs/statistics.md)
   output_dir=DIR            where summary.json and analysis/ go; by default the results folder itself,

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from dataclasses import dataclass
+from typing import Any
 
 from pydantic import ConfigDict
 
@@ -74,7 +75,8 @@ def _save(settings: WorkspaceSettings) -> str:
         )
     entity, project = settings.project.split("/")
     try:
-        return str(sweep_workspace(entity, project, settings.sweep).save().url)
+        workspace: Any = sweep_workspace(entity, project, settings.sweep)
+        return str(workspace.save().url)
     except Exception as error:  # W&B has many kinds, and none that names key and fix
         problem = " ".join(str(error).split()) or type(error).__name__
         raise InputError(

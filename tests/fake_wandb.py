@@ -23,7 +23,7 @@ def environment(home: Path, **more: str) -> dict[str, str]:
 
 
 def inspect(file: Path, home: Path) -> list[dict[str, Any]]:
-    """The records of a run's offline file: what `wandb leet inspect --json FILE` prints, without its second of Python."""
+    """The records of a run's offline file: what `wandb leet inspect --json FILE` prints, sooner."""
     from wandb.util import get_core_path
 
     command = [get_core_path(), "leet", "inspect", "--no-observability", "--json", "--run-file", file, file.parents[1]]
@@ -88,11 +88,8 @@ class FakeWandb:
                 return {"project": None}
             if operation == "Runs":
                 return {"project": self._page(runs, variables)}
-            named = [
-                run
-                for run in runs
-                if run["name"] in (variables.get("name", variables.get("runName")), variables.get("run"))
-            ]
+            name = next((variables[key] for key in ("name", "runName", "run") if key in variables), None)
+            named = [run for run in runs if run["name"] == name]
             if named and (answer := self._of_run(operation, named[0], variables)) is not None:
                 return {"project": {"run": answer}}
         self.unknown.append(operation)

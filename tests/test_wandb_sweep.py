@@ -203,8 +203,8 @@ wandb.setup(wandb.Settings(silent=True))
 for source in json.loads(sys.argv[1]):
     try:
         found = read(source)
-        table = found.table.write_json()
-        print(json.dumps({"table": table, "warnings": found.warnings, "complete": found.complete, "sweep": found.sweep}))
+        known = {"warnings": found.warnings, "complete": found.complete, "sweep": found.sweep}
+        print(json.dumps({"table": found.table.write_json(), **known}))
     except InputError as error:
         print(json.dumps({"key": error.key, "value": error.value, "error": str(error)}))
 """

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
@@ -26,7 +26,7 @@ def tracked_sweep(folder: SweepFolder, summary: Mapping[str, Any]) -> TrackedSwe
         summary: what `analyze` has made of it.
     """
     manifest = read_json(folder.path / MANIFEST)
-    rows: dict[str, list[Mapping[str, Any]]] = {name: summary[name] for name in TABLES}
+    rows: dict[str, Sequence[Mapping[str, Any]]] = {name: summary[name] for name in TABLES}
     table = pl.DataFrame([{key: run[key] for key in COLUMNS} for run in summary["runs"]], schema=dict(COLUMNS))
     rows["curves"] = curves(table).to_dicts()
     return TrackedSweep(

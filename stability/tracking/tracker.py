@@ -29,7 +29,7 @@ class TrackedRun:
         group: the sweep's name.
         job_type: what kind of work it is, such as `train`.
         tags: words to find it by.
-        config: the scientific config, nested, and what names the run: arm, scale, n_params, fingerprint, device and more.
+        config: the scientific config, nested, and what names the run: arm, scale, n_params, device and more.
         folder: the run's own folder of plain files.
         record: what config.json and provenance.json hold and an analysis needs, for trackers that can be analysed.
         rows: what it had measured before this start: empty unless it goes on from a checkpoint.
@@ -70,8 +70,8 @@ class TrackedSweep:
 class Tracker(Protocol):
     """Follows a sweep. Its methods may block and raise: wrap it in `Background` to train with it.
 
-    The order of calls: for each run `start`, any number of `log`, and `finish` unless it is interrupted; then `analysed`
-    unless the sweep is interrupted; then `close`; then `closing_words`.
+    The order of calls: for each run `start`, any number of `log`, and `finish` unless it is interrupted; then
+    `analysed` unless the sweep is interrupted; then `close`; then `closing_words`.
     """
 
     def start(self, run: TrackedRun) -> None:

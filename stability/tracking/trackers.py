@@ -1,4 +1,4 @@
-"""The one place that knows which trackers there are: `tracking.name` -> the tracker. Imports none before it is chosen."""
+"""The one place that knows which trackers there are: `tracking.name` -> what makes the tracker."""
 
 import importlib
 from collections.abc import Callable

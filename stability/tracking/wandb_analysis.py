@@ -131,13 +131,15 @@ def _records_artifact(sweep: TrackedSweep) -> Any:
     names = ["config.json", "provenance.json", "summary.json"]
     if sum(folder.metrics.stat().st_size for folder in folders if folder.metrics.exists()) <= METRICS_LIMIT:
         names.append("metrics.jsonl")
-    with artifact.new_file("records.tar.gz", mode="wb") as file:
-        with tarfile.open(fileobj=file, mode="w:gz", compresslevel=3) as archive:
-            archive.add(sweep.folder / "sweep.json", "sweep.json")
-            for folder in folders:
-                for name in names:
-                    if (folder.path / name).is_file():
-                        archive.add(folder.path / name, f"{RUNS}/{folder.path.name}/{name}")
+    with (
+        artifact.new_file("records.tar.gz", mode="wb") as file,
+        tarfile.open(fileobj=file, mode="w:gz", compresslevel=3) as archive,
+    ):
+        archive.add(sweep.folder / "sweep.json", "sweep.json")
+        for folder in folders:
+            for name in names:
+                if (folder.path / name).is_file():
+                    archive.add(folder.path / name, f"{RUNS}/{folder.path.name}/{name}")
     return artifact
 
 

@@ -3,9 +3,10 @@
 Importing this module imports W&B.
 """
 
-import wandb_workspaces.reports.v2 as panels
+from typing import Any
+
+import wandb_workspaces.reports.v2.interface as panels
 import wandb_workspaces.workspaces as workspaces
-from wandb_workspaces.reports.v2.interface import Panel
 
 from stability.tracking.names import tracked_name
 from stability.tracking.wandb_analysis import CHARTS
@@ -48,7 +49,7 @@ def sweep_workspace(entity: str, project: str, sweep: str) -> workspaces.Workspa
     )
 
 
-def _by_learning_rate() -> list[Panel]:
+def _by_learning_rate() -> list[Any]:
     """Every run as a point; the curves by arm, and sensitivity by size, from the sweep's analysis run."""
     legend = "${config:arm} ${config:scale} ${config:learning_rate}"
     return [
@@ -69,7 +70,7 @@ def _by_learning_rate() -> list[Panel]:
     ] + [_chart(name) for name in CHARTS]
 
 
-def _chart(name: str) -> Panel:
+def _chart(name: str) -> Any:
     _, x, y, title = CHARTS[name]
     return panels.CustomChart(
         query={"summaryTable": {"tableKey": f"chart/{name}_table"}},
@@ -79,20 +80,18 @@ def _chart(name: str) -> Panel:
     )
 
 
-def _over_steps() -> list[Panel]:
+def _over_steps() -> list[Any]:
     """What grows before a run diverges: lines over steps, of all runs that have one learning rate or one size."""
     gradients = [tracked_name(f"gradient/rms_over_eps/{tensor}") for tensor in GRADIENTS]
     return [
-        _lines(
-            "Max attention logit over steps, by learning rate", ["attention_logit/max"], "learning_rate", log_y=True
-        ),
-        _lines("Log Z over steps, by learning rate", ["output_logit/log_z_mean"], "learning_rate", log_y=False),
+        _lines("Max attention logit by learning rate", ["attention_logit/max"], "learning_rate", log_y=True),
+        _lines("Log Z by learning rate", ["output_logit/log_z_mean"], "learning_rate", log_y=False),
         _lines("Gradient RMS over Adam's epsilon, by size", gradients, "n_params", log_y=True),
-        _lines("Training loss over steps, by learning rate", ["loss/train"], "learning_rate", log_y=False),
+        _lines("Training loss by learning rate", ["loss/train"], "learning_rate", log_y=False),
     ]
 
 
-def _lines(title: str, metrics: list[str], groupby: str, *, log_y: bool) -> Panel:
+def _lines(title: str, metrics: list[str], groupby: str, *, log_y: bool) -> Any:
     return panels.LinePlot(
         title=title,
         x="Step",
