@@ -31,7 +31,7 @@ def inspect(file: Path, home: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in read.stdout.splitlines()]
 
 
-def run_of(records: list[dict[str, Any]]) -> dict[str, Any]:
+def known_run(records: list[dict[str, Any]]) -> dict[str, Any]:
     """What W&B knows of a run after its offline file was sent: as the node of its API, and `history`."""
     runs = [record["run"] for record in records if record["type"] == "run"]
     config: dict[str, Any] = {}
@@ -62,9 +62,10 @@ class FakeWandb:
     """What the server knows, and what it was asked.
 
     Attributes:
-        runs: (entity, project) -> runs as `run_of` gives them.
+        runs: (entity, project) -> runs as `known_run` gives them.
         asked: the operations that came, in order.
         unknown: those that it could not answer.
+        saved: the workspaces that were saved, as the variables of the request.
         page: the most runs that it gives at once.
     """
 
@@ -72,6 +73,7 @@ class FakeWandb:
         self.runs, self.page = runs, page
         self.asked: list[str] = []
         self.unknown: list[str] = []
+        self.saved: list[dict[str, Any]] = []
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The `data` for a GraphQL request."""
@@ -82,6 +84,9 @@ class FakeWandb:
             teams = {"edges": []}
             who = {"id": "1", "entity": "someone", "username": "someone", "email": "", "flags": "{}", "teams": teams}
             return {"viewer": who}
+        if operation == "UpsertView2":
+            self.saved.append(variables)
+            return {"upsertView": {"view": {"id": "view", "name": "nw-view-v"}, "inserted": True}}
         if "entity" in variables and "project" in variables:
             runs = self.runs.get((variables["entity"], variables["project"]))
             if runs is None:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import polars as pl
 import pytest
 from conftest import TINY
-from fake_wandb import KEY, FakeWandb, environment, inspect, run_of, serve
+from fake_wandb import KEY, FakeWandb, environment, inspect, known_run, serve
 from polars.testing import assert_frame_equal
 from quick import QUICKLY
 
@@ -87,7 +88,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
     files = sorted((root / "out" / "wandb").glob("*/run-*.wandb"))
     records = {file.stem.removeprefix("run-"): inspect(file, root / "home") for file in files}
     assert len(records) == len(files) == 7
-    return Tracked(root, done.stdout, {key: run_of(value) for key, value in records.items()}, records)
+    return Tracked(root, done.stdout, {key: known_run(value) for key, value in records.items()}, records)
 
 
 def test_wandb_holds_every_number_of_the_record(tracked: Tracked) -> None:
@@ -307,3 +308,91 @@ def test_what_cannot_be_read_is_said(name: str, said: str, answers: dict[str, di
     assert answer["value"].startswith("wandb:")
     assert said in answer["error"]
     assert KEY not in answer["error"]
+
+
+WORKSPACE = """
+import sys
+from stability.workspace import main
+from stability.tracking.workspace import sweep_workspace
+model = sweep_workspace("someone", "stability", "tiny")._to_model()
+print(model.model_dump_json(by_alias=True, exclude_none=True))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_workspace_shows_what_the_runs_hold(tracked: Tracked, tmp_path: Path) -> None:
+    fake = FakeWandb({("someone", "stability"): []})
+    words = ["project=someone/stability", "sweep=tiny"]
+    with serve(fake) as url:
+        env = environment(tmp_path / "home", WANDB_BASE_URL=url, WANDB_API_KEY=KEY)
+        command = [sys.executable, "-c", WORKSPACE, *words]
+        done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert fake.unknown == []
+    shown, address = done.stdout.strip().splitlines()
+    assert "/someone/stability?nw=" in address
+    (saved,) = fake.saved
+    assert (saved["entityName"], saved["projectName"], saved["displayName"]) == ("someone", "stability", "Sweep tiny")
+    section = json.loads(saved["spec"])["section"]
+    ours = json.loads(shown)["spec"]["section"]
+    panels = [panel for part in section["panelBankConfig"]["sections"] for panel in part["panels"]]
+    assert [panel["viewType"] for panel in panels] == [
+        panel["viewType"] for part in ours["panelBankConfig"]["sections"] for panel in part["panels"]
+    ]
+    assert section["panelBankConfig"]["settings"]["autoOrganizePrefix"] == 1, "a section for each first part of a name"
+    (runs,) = section["runSets"]
+    (chosen,) = runs["filters"]["filters"]
+    assert (chosen["key"], chosen["op"], chosen["value"]) == ({"section": "run", "name": "group"}, "=", "tiny")
+
+    trained = [run for run in tracked.wandb.values() if run["jobType"] == "train"]
+    titles = set()
+    for panel in panels:
+        config = panel["config"]
+        titles.add(config.get("chartTitle") or config["stringSettings"]["title"])
+        if panel["viewType"] == "Scatter Plot":
+            assert config["xAxisLogScale"]
+            for axis in ("xAxis", "yAxis", "zAxis"):
+                kind, name = config[axis].split(":")
+                assert all(name.removesuffix(".value") in run[kind] for run in trained), config[axis]
+            for name in re.findall(r"\$\{config:(\w+)\}", config["legendTemplate"]):
+                assert all(name in run["config"] for run in trained)
+        elif panel["viewType"] == "Run History Line Plot":
+            assert config["xAxis"] == "_step"
+            assert all(config["groupBy"].removesuffix(".value") in run["config"] for run in trained)
+            for metric in config["metrics"]:
+                assert all(any(metric in row for row in run["history"]) for run in trained), metric
+        else:
+            key = config["userQuery"]["queryFields"][0]["fields"][0]["args"][0]["value"]
+            (row,) = tracked.analysis["history"]
+            (file,) = (tracked.folder / "wandb").rglob(row[f"{key}.path"])
+            assert set(config["fieldSettings"].values()) == set(json.loads(file.read_text())["columns"])
+    assert titles == {
+        "Final validation loss by learning rate",
+        "Max attention logit by learning rate",
+        "Learning-rate sensitivity by model size",
+        "Max attention logit, by learning rate",
+        "Log Z, by learning rate",
+        "Gradient RMS over Adam's epsilon, by size",
+        "Training loss, by learning rate",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["project=someone/stability", "sweep=tiny"],
+            "needs a W&B API key, and none is configured. Run `wandb login`.",
+        ),
+        (["project=stability", "sweep=tiny"], "names no entity"),
+        (["project=someone/stability"], "sweep=: is missing"),
+        (["someone/stability"], "Did you mean project=someone/stability?"),
+        (["project=a/b", "sweep=c", "colour=red"], "colour"),
+    ],
+)
+def test_a_workspace_that_cannot_be_saved_is_said(words: list[str], said: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "stability.workspace", *words]
+    env = environment(tmp_path / "home")
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert said in done.stderr

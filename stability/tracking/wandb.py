@@ -180,7 +180,8 @@ class _OpenRun:
     Attributes:
         run: W&B's.
         held: the last step that W&B holds from before this start.
-        waiting: the row of an evaluated step, which the observed row of the same step may join.
+        waiting: the row of an evaluated step, which the training row of the same step may join. Of a run that is
+            interrupted it is not sent: the step is evaluated again.
     """
 
     run: Any
@@ -199,7 +200,7 @@ class _OpenRun:
         else:
             self._send_waiting()
         self.waiting = wanted
-        if "loss/validation" not in row:
+        if "loss/train" in row:
             self._send_waiting()
 
     def finish(self, summary: Mapping[str, Any]) -> None:

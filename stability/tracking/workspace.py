@@ -95,7 +95,7 @@ def _lines(title: str, metrics: list[str], groupby: str, *, log_y: bool) -> Any:
     return panels.LinePlot(
         title=title,
         x="Step",
-        y=metrics,
+        y=[*metrics],
         log_y=log_y,
         groupby=panels.Config(groupby),
         groupby_aggfunc="mean",
