@@ -84,10 +84,12 @@ def _over_steps() -> list[Any]:
     """What grows before a run diverges: lines over steps, of all runs that have one learning rate or one size."""
     gradients = [tracked_name(f"gradient/rms_over_eps/{tensor}") for tensor in GRADIENTS]
     return [
-        _lines("Max attention logit by learning rate", ["attention_logit/max"], "learning_rate", log_y=True),
-        _lines("Log Z by learning rate", ["output_logit/log_z_mean"], "learning_rate", log_y=False),
+        _lines(
+            "Max attention logit over steps, by learning rate", ["attention_logit/max"], "learning_rate", log_y=True
+        ),
+        _lines("Log Z over steps, by learning rate", ["output_logit/log_z_mean"], "learning_rate", log_y=False),
         _lines("Gradient RMS over Adam's epsilon, by size", gradients, "n_params", log_y=True),
-        _lines("Training loss by learning rate", ["loss/train"], "learning_rate", log_y=False),
+        _lines("Training loss over steps, by learning rate", ["loss/train"], "learning_rate", log_y=False),
     ]
 
 

@@ -1,4 +1,4 @@
-"""A real sweep tracked by W&B offline: what W&B holds of it, read back with W&B's own tool and through its API."""
+"""Sweeps tracked by W&B, read back with its own tool and through its API, and by a tracker of a user's own."""
 
 import json
 import math
@@ -370,10 +370,10 @@ def test_the_workspace_shows_what_the_runs_hold(tracked: Tracked, tmp_path: Path
         "Final validation loss by learning rate",
         "Max attention logit by learning rate",
         "Learning-rate sensitivity by model size",
-        "Max attention logit, by learning rate",
-        "Log Z, by learning rate",
+        "Max attention logit over steps, by learning rate",
+        "Log Z over steps, by learning rate",
         "Gradient RMS over Adam's epsilon, by size",
-        "Training loss, by learning rate",
+        "Training loss over steps, by learning rate",
     }
 
 
@@ -396,3 +396,61 @@ def test_a_workspace_that_cannot_be_saved_is_said(words: list[str], said: str, t
     done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+OWN = """
+import json
+from stability.tracking.tracker import NoTracker
+
+class Notes(NoTracker):
+    def __init__(self, settings):
+        self.path = settings.folder / "notes.jsonl"
+        self.note("settings", settings.project)
+
+    def note(self, *words):
+        with self.path.open("a") as file:
+            file.write(json.dumps(words) + "\\n")
+
+    def start(self, run):
+        self.note("start", run.id, run.name)
+
+    def log(self, run_id, row):
+        self.note("log", run_id, row)
+
+    def finish(self, run_id, summary):
+        self.note("finish", run_id, summary["status"])
+
+    def analysed(self, sweep):
+        self.note("analysed", sweep.name, sorted(sweep.tables), len(sweep.tables["runs"]))
+
+    def close(self):
+        self.note("close")
+
+    def closing_words(self):
+        return [f"Notes: {self.path}"]
+"""
+
+
+def test_anyones_tracker_in_one_file_follows_a_sweep(tracked: Tracked, tmp_path: Path) -> None:
+    (tmp_path / "notes.py").write_text(OWN)
+    (tmp_path / "conf" / "tracking").mkdir(parents=True)
+    (tmp_path / "conf" / "tracking" / "notes.yaml").write_text("name: notes:Notes\nproject: mine\n")
+    # Observed at every step and evaluated between: rows ascend in step, whatever is read from the device when.
+    grid = ["training.observe_every=1", "training.evaluate_every=10", "optimizer.learning_rate=0.01,0.1"]
+    done = start(tmp_path, tracked.root / "compiled", "tracking=notes", *grid, "output_dir=out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Notes: out/notes.jsonl" in done.stdout.splitlines()
+    noted = [json.loads(line) for line in (tmp_path / "out" / "notes.jsonl").read_text().splitlines()]
+    folders = run_folders(tmp_path / "out")
+    assert noted[0] == ["settings", "mine"]
+    assert noted[-2][:2] == ["analysed", "out"]
+    assert {"runs", "curves", "sensitivity", "claims"} <= set(noted[-2][2])
+    assert noted[-2][3] == len(folders) == 2
+    assert noted[-1] == ["close"]
+    for folder in folders:
+        (id_,) = {note[1] for note in noted if note[0] == "start" and note[1].startswith(folder.path.name[-16:])}
+        rows = read_rows(folder.metrics)
+        assert [note[2] for note in noted if note[:2] == ["log", id_]] == rows
+        steps = [row["step"] for row in rows]
+        assert steps == sorted(steps)
+        assert ["finish", id_, "finished"] in noted
