@@ -1,5 +1,6 @@
-"""A W&B server on the loopback, as far as `wandb.Api` asks it, that knows what offline runs hold."""
+"""A W&B server on the loopback, as far as `wandb.Api`, online runs without artifacts and `wandb sync` ask it."""
 
+import gzip
 import json
 import os
 import re
@@ -67,6 +68,10 @@ class FakeWandb:
         unknown: those that it could not answer.
         saved: the workspaces that were saved, as the variables of the request.
         page: the most runs that it gives at once.
+        sent: (entity, project, run) -> the rows of its history that were sent here, in order, doubled where they were
+            sent twice.
+        summaries: the same -> the last summary that was sent.
+        url: where this is served.
     """
 
     def __init__(self, runs: dict[tuple[str, str], list[dict[str, Any]]], page: int = 2) -> None:
@@ -74,6 +79,9 @@ class FakeWandb:
         self.asked: list[str] = []
         self.unknown: list[str] = []
         self.saved: list[dict[str, Any]] = []
+        self.sent: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+        self.summaries: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.url = ""
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The `data` for a GraphQL request."""
@@ -84,6 +92,17 @@ class FakeWandb:
             teams = {"edges": []}
             who = {"id": "1", "entity": "someone", "username": "someone", "email": "", "flags": "{}", "teams": teams}
             return {"viewer": who}
+        if operation == "RunResumeStatus":
+            return {"model": self._resume_status(variables)}
+        if operation == "UpsertBucket":
+            entity = {"id": "1", "name": variables["entity"] or "someone"}
+            project = {"id": "1", "name": variables["project"], "entity": entity}
+            known = {"id": "1", "name": variables["name"], "displayName": "", "description": "", "config": "{}"}
+            bucket = {**known, "sweepName": None, "project": project, "historyLineCount": 0}
+            return {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if operation == "CreateRunFiles":
+            files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
+            return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
         if operation == "UpsertView2":
             self.saved.append(variables)
             return {"upsertView": {"view": {"id": "view", "name": "nw-view-v"}, "inserted": True}}
@@ -99,6 +118,36 @@ class FakeWandb:
                 return {"project": {"run": answer}}
         self.unknown.append(operation)
         return {}
+
+    def _resume_status(self, variables: dict[str, Any]) -> dict[str, Any] | None:
+        place = (variables["entity"] or "someone", variables["project"], variables["name"])
+        if place not in self.sent:
+            return None
+        rows = self.sent[place]
+        bucket = {
+            "name": variables["name"],
+            "displayName": "",
+            "summaryMetrics": json.dumps(self.summaries.get(place, {})),
+            "logLineCount": 0,
+            "historyLineCount": len(rows),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]),
+            "eventsTail": "[]",
+            "config": "{}",
+            "tags": [],
+            "notes": None,
+            "wandbConfig": "{}",
+        }
+        return {"id": "1", "name": place[1], "entity": {"id": "1", "name": place[0]}, "bucket": bucket}
+
+    def stream(self, path: str, files: dict[str, Any]) -> None:
+        """A part of a run's files: `/files/ENTITY/PROJECT/RUN/file_stream`."""
+        _, _, entity, project, run, _ = path.split("/")
+        rows = self.sent.setdefault((entity, project, run), [])
+        if history := files.get("wandb-history.jsonl"):
+            rows[history["offset"] :] = [json.loads(line) for line in history["content"]]
+        if summary := files.get("wandb-summary.json"):
+            self.summaries[entity, project, run] = json.loads(summary["content"][-1])
 
     def _page(self, runs: list[dict[str, Any]], variables: dict[str, Any]) -> dict[str, Any]:
         filters = json.loads(variables["filters"])
@@ -160,8 +209,12 @@ def serve(fake: FakeWandb) -> Iterator[str]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.headers.get("Content-Encoding") == "gzip":
+                body = gzip.decompress(body)
             content: dict[str, Any] = {}
-            if self.path == "/graphql":  # all else is W&B's telemetry
+            if self.path.endswith("/file_stream"):
+                fake.stream(self.path, json.loads(body).get("files") or {})
+            elif self.path == "/graphql":  # all else is W&B's telemetry
                 asked = json.loads(body)
                 content = {"data": fake.answer(asked["query"], asked.get("variables") or {})}
             answer = json.dumps(content).encode()
@@ -171,11 +224,15 @@ def serve(fake: FakeWandb) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(answer)
 
+        def do_PUT(self) -> None:
+            self.do_POST()
+
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        fake.url = f"http://127.0.0.1:{server.server_port}"
+        yield fake.url
     finally:
         server.shutdown()
         server.server_close()

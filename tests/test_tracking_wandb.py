@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_wandb import environment, inspect, known_run
+from fake_wandb import KEY as KEY_OF_FAKE
+from fake_wandb import FakeWandb, environment, inspect, known_run, serve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stability.tracking.names import tracked_name
 from stability.tracking.tracker import Background, NoTracker, TrackedRun, TrackedSweep, Tracker
-from stability.tracking.wandb_files import files_of_run
 
 METHODS = ("start", "log", "finish", "analysed", "close")
 SWEEP = TrackedSweep("id", "sweep", Path("sweep"), {}, {}, {})
@@ -294,7 +294,6 @@ import json, os, signal, sys, time
 from pathlib import Path
 from stability.tracking.tracker import TrackedRun
 from stability.tracking.wandb import WandbTracker
-from stability.tracking.wandb_files import files_of_run
 
 def row(step, kind):
     if kind == "evaluated":
@@ -310,53 +309,77 @@ def rows(start, end):
             yield row(step, "evaluated")
         yield row(step, "observed")
 
-folder, part = Path(sys.argv[1]), sys.argv[2]
-tracker = WandbTracker("project", None, "offline", folder)
-for name, checkpoint in (("early", 500), ("late", 3000), ("before", 0)):
+folder, mode, part, end = Path(sys.argv[1]), *sys.argv[2:]
+tracker = WandbTracker("project", "someone", mode, folder)
+RUNS = (("early", 500), ("late", 1500), ("before", 0))
+for name, checkpoint in RUNS:
     known = () if part == "first" else tuple(rows(0, checkpoint))
     tracker.start(TrackedRun(name, name, "sweep", "train", (), {}, folder, rows=known))
-    for one in rows(0, 3000) if part == "first" else rows(checkpoint, 4000):
+    for one in rows(0, 1500) if part == "first" else rows(checkpoint, 2000):
         tracker.log(name, one)
-if part == "first":
-    for name in ("early", "late", "before"):
-        while not any(file.stat().st_size >= 1 << 16 for file in files_of_run(folder, name)):
+    if part == "first":
+        tracker.log(name, row(1500, "evaluated"))  # what is trained beside it has not been measured yet
+if end == "kill":
+    for name, _ in RUNS:
+        while not any(file.stat().st_size >= 1 << 16 for file in folder.glob(f"wandb/*/run-{name}.wandb")):
             time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
-for name in ("early", "late", "before"):
-    tracker.log(name, row(4000, "evaluated"))
-    tracker.finish(name, {"status": "finished"})
+if end == "finish":
+    for name, _ in RUNS:
+        tracker.log(name, row(2000, "evaluated"))
+        tracker.finish(name, {"status": "finished"})
 tracker.close()
-print(json.dumps(list(rows(0, 4000)) + [row(4000, "evaluated")]))
+print(json.dumps(list(rows(0, 2000)) + [row(2000, "evaluated")]))
 """
+IDS = ("early", "late", "before")
 
 
-def test_a_resumed_run_goes_on_under_its_id_and_has_every_row_once(tmp_path: Path) -> None:
-    env = environment(tmp_path / "home")
-    command = [sys.executable, "-c", RESUMED, str(tmp_path / "sweep")]
-    killed = subprocess.run([*command, "first"], env=env, capture_output=True, text=True, timeout=60)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    done = subprocess.run([*command, "second"], env=env, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize(
+    ("mode", "end", "synced"),
+    [
+        ("offline", "kill", False),
+        ("offline", "interrupt", True),
+        ("online", "kill", False),
+        ("online", "interrupt", False),
+    ],
+)
+def test_a_run_that_goes_on_keeps_its_id_and_has_every_row_once(
+    mode: str, end: str, synced: bool, tmp_path: Path
+) -> None:
+    fake, folder = FakeWandb({}), tmp_path / "sweep"
+    with serve(fake) as url:
+        env = environment(tmp_path / "home", WANDB_BASE_URL=url, WANDB_API_KEY=KEY_OF_FAKE)
+
+        def run(*words: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=120)
+
+        first = run("-c", RESUMED, str(folder), mode, "first", end)
+        assert first.returncode == (-signal.SIGKILL if end == "kill" else 0), first.stderr
+        if synced:
+            run("-m", "wandb", "sync", str(folder / "wandb"))
+        if end == "interrupt":
+            assert {place[2]: rows[-1]["_step"] for place, rows in fake.sent.items()} == dict.fromkeys(IDS, 1490)
+        second = run("-c", RESUMED, str(folder), mode, "second", "finish")
+        assert second.returncode == 0, second.stderr
+        if mode == "offline":
+            for id_ in IDS:
+                (file,) = folder.glob(f"wandb/*/run-{id_}.wandb")
+                assert known_run(inspect(file, tmp_path / "home"))["name"] == id_
+            sync = run("-m", "wandb", "sync", str(folder / "wandb"))
+            assert "ERROR" not in sync.stderr
+    assert fake.unknown == []
     wanted: dict[int, dict[str, float]] = {}
-    lost = False
-    for row in json.loads(done.stdout):
+    for row in json.loads(second.stdout):
         wanted.setdefault(row["step"], {}).update({tracked_name(name): value for name, value in row.items()})
-    for name in ("early", "late", "before"):
-        first, second = [known_run(inspect(file, tmp_path / "home")) for file in files_of_run(tmp_path / "sweep", name)]
-        assert first["name"] == second["name"] == name
-        assert (first["state"], second["state"]) == ("crashed", "finished")
-        held = first["history"][-1]["_step"]
-        lost |= held < 2990
-        assert second["history"][0]["_step"] == held + 10
-        history = [*first["history"], *second["history"]]
-        assert [row["_step"] for row in history] == sorted(wanted)
-        sent = [{key: value for key, value in row.items() if not key.startswith("_")} for row in history]
+    assert {place[2] for place in fake.sent} == set(IDS)
+    for place, rows in fake.sent.items():
+        assert [row["_step"] for row in rows] == sorted(wanted)
+        sent = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
         assert sent == list(wanted.values())
         # Extremes are of the whole run, whichever start saw them.
-        assert second["summary"]["max/attention_logit/max"] == 3990
-        assert second["summary"]["first_step_above/attention_logit_max_1e2"] == 110
-        assert second["summary"]["min/loss/train"] == 4 / 3997
-    assert lost, "the kill was to lose the tail of what had been sent"
+        assert fake.summaries[place]["max/attention_logit/max"] == 1990
+        assert fake.summaries[place]["first_step_above/attention_logit_max_1e2"] == 110
+        assert fake.summaries[place]["min/loss/train"] == 4 / 1997
 
 
 MODES = """

@@ -19,7 +19,7 @@ from stability.tracking.names import RECORD, tracked_name
 from stability.tracking.record import TERMINAL, Row, without_nonfinite
 from stability.tracking.tracker import TrackedRun, TrackedSweep
 from stability.tracking.wandb_analysis import analysis_config, content_digest, log_analysis
-from stability.tracking.wandb_files import WANDB_FILES, files_of_run, last_step_held, unsent_runs
+from stability.tracking.wandb_files import WANDB_FILES, put_aside, unsent_runs
 from stability.tracking.wandb_key import QUIET, has_key
 
 Mode = Literal["auto", "online", "offline", "disabled"]
@@ -57,7 +57,8 @@ class WandbTracker:
 
     W&B's files lie in `folder`/wandb, whatever the mode; `wandb sync` sends those of offline runs later. A W&B step is
     a step of the run: the rows of an evaluated and an observed step of one number are one row there. A run that goes
-    on from a checkpoint keeps its id, and gets only the rows that W&B does not hold yet (docs/wandb.md).
+    on from a checkpoint keeps its id and has every row once: online it gets those that W&B's server does not hold yet,
+    offline all of them in a file that takes the place of the earlier ones (docs/wandb.md).
 
     Args:
         project: W&B project.
@@ -81,7 +82,6 @@ class WandbTracker:
             InputError: it should be online and no API key is configured.
             Exception: whatever W&B raises when it cannot be reached or used.
         """
-        earlier = files_of_run(self._folder, run.id)
         config = {**run.config, RECORD: json.dumps(without_nonfinite(run.record))}
         opened = self._open(run.id, run.name, run.group, run.job_type, run.tags, config)
         if opened is None:
@@ -89,8 +89,7 @@ class WandbTracker:
         for axis in ("step", "tokens"):
             opened.define_metric(axis, hidden=True)
         opened.define_metric("*", step_metric="step")
-        # Online, W&B's server says itself how far it has come.
-        self._runs[run.id] = _OpenRun(opened, last_step_held(earlier) if opened.offline else opened.step - 1)
+        self._runs[run.id] = _OpenRun(opened, held=opened.step - 1)
         for row in run.rows:
             self.log(run.id, row)
 
@@ -153,6 +152,7 @@ class WandbTracker:
         mode = resolve_mode(self._mode)
         if mode == "disabled":
             return None
+        put_aside(self._folder, id_)
         opened = wandb.init(
             project=self._project,
             entity=self._entity,
@@ -179,7 +179,7 @@ class _OpenRun:
 
     Attributes:
         run: W&B's.
-        held: the last step that W&B holds from before this start.
+        held: the last step that W&B's server holds from before this start; -1 for none, and offline.
         waiting: the row of an evaluated step, which the training row of the same step may join. Of a run that is
             interrupted it is not sent: the step is evaluated again.
     """

@@ -1,49 +1,32 @@
-"""What W&B keeps of a sweep's runs on this disk. Imports no JAX and no `wandb`."""
+"""What W&B keeps of a sweep's runs on this disk. Imports no JAX and no `wandb`.
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterable
+`wandb sync` joins the files of one run in the order of their starts, but stops for good at one that a kill has cut off,
+and has the steps twice that were trained twice. So a run has one offline file at a time: that of its last start, which
+holds the run from its first step on. Earlier ones are put aside.
+"""
+
 from pathlib import Path
 
 WANDB_FILES = "wandb"
 """W&B's folder in a sweep's results folder: `offline-run-TIME-ID` or `run-TIME-ID` for each start of each run."""
-NOTHING_HELD = -1
-READ_TIMEOUT_S = 60.0
+ASIDE = "superseded"
+"""Where in it the offline files of earlier starts go; they may be deleted."""
 
 
-def files_of_run(folder: Path, run_id: str) -> list[Path]:
-    """W&B's own files of all starts of a run so far.
+def put_aside(folder: Path, run_id: str) -> None:
+    """Move a run's offline files to where neither `wandb sync` nor `wandb leet` look.
 
     Args:
         folder: the sweep's results folder.
         run_id: W&B's id of the run.
+
+    Raises:
+        OSError: a folder cannot be moved.
     """
-    return sorted((folder / WANDB_FILES).glob(f"*run-[0-9]*-{run_id}/run-{run_id}.wandb"))
-
-
-def last_step_held(files: Iterable[Path]) -> int:
-    """The last step that W&B's own files hold of a run, `NOTHING_HELD` where there is none.
-
-    Read back with W&B's own tool rather than noted when a row is sent: a process that is killed loses up to 32 KiB of
-    what it had sent. Takes a second for each file.
-    """
-    return max((_last_step(file) for file in files), default=NOTHING_HELD)
-
-
-def _last_step(file: Path) -> int:
-    # W&B's reader in a process of its own; offline, so that it has nothing to tell W&B.
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=READ_TIMEOUT_S, check=False
-    )
-    # A file that a kill has cut off is read up to its last whole row, with a complaint and perhaps an exit code.
-    for line in reversed(done.stdout.splitlines()):
-        if b'"type":"history"' in line:
-            return int(json.loads(line)["history"]["item"]["_step"])
-    return NOTHING_HELD
+    for file in sorted((folder / WANDB_FILES).glob(f"offline-run-*/run-{run_id}.wandb")):
+        aside = folder / WANDB_FILES / ASIDE
+        aside.mkdir(exist_ok=True)
+        file.parent.replace(aside / file.parent.name)
 
 
 def unsent_runs(folder: Path) -> set[str]:
