@@ -178,6 +178,14 @@ def test_nothing_arrives_after_close() -> None:
     assert recorder.calls == [("close",)]
 
 
+def test_leaving_a_with_statement_closes_unless_interrupted() -> None:
+    for error, calls in ((ValueError(), [("close",)]), (KeyboardInterrupt(), [])):
+        recorder = Recorder()
+        with pytest.raises(type(error)), Background(recorder, lambda line: None):
+            raise error
+        assert recorder.calls == calls
+
+
 def test_no_tracker_takes_everything() -> None:
     nothing = NoTracker()
     use(nothing)
@@ -339,7 +347,6 @@ IDS = ("early", "late", "before")
     [
         ("offline", "kill", False),
         ("offline", "interrupt", True),
-        ("online", "kill", False),
         ("online", "interrupt", False),
     ],
 )

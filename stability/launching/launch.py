@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def launch(request: Request) -> int:
     if lender:
         copied = reuse(folder, _unfinished(folder, runs), lender)
         print(f"Took over {counted(copied, 'result')} from {lender}.")
-    with closing(Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), print)) as tracker:
+    with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), print) as tracker:
         code = _train_all(request, sweep, folder, runs, parts, tracker)
         if code == EXIT_INTERRUPTED:
             return code

@@ -119,6 +119,8 @@ class NoTracker:
 class Background:
     """Runs a tracker's calls, in order, in a thread of its own. No call here raises, and none but `close` waits.
 
+    A `with` statement closes it at its end, unless it is left by an interrupt.
+
     At the first call that raises, or when more than `queue_limit` events wait, one line is said and the tracker gets
     nothing more than `close`.
 
@@ -136,6 +138,13 @@ class Background:
         # A daemon, so that a tracker which hangs cannot keep the process from ending.
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._thread.start()
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Exception):  # who interrupts does not want to wait
+            self.close()
 
     def warn_with(self, warn: Callable[[str], None]) -> None:
         """From now on say what there is to say here."""
