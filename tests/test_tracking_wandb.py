@@ -287,14 +287,14 @@ def test_wandb_has_the_numbers_of_the_record(tracked: tuple[Path, subprocess.Com
     ]
     summaries = [record["summary"]["update"] for record in records if record["type"] == "summary"]
     assert {"status": "diverged", "loss/validation": 2.5, "max/loss/train": 5.5, "min/loss/train": 5.4} in summaries
-    assert records[-1]["exit"] == {"exit_code": 0}
+    assert records[-1]["exit"]["exit_code"] == 0
 
 
 @pytest.mark.parametrize("run_id", ["failed", "open"])
 def test_wandb_marks_a_run_without_a_result_as_failed(
     run_id: str, tracked: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
-    assert of_run(tracked[0], run_id)[-1]["exit"] == {"exit_code": 1}
+    assert of_run(tracked[0], run_id)[-1]["exit"]["exit_code"] == 1
 
 
 RESUMED = """
@@ -337,7 +337,7 @@ if end == "finish":
         tracker.log(name, row(2000, "evaluated"))
         tracker.finish(name, {"status": "finished"})
 tracker.close()
-print(json.dumps(list(rows(0, 2000)) + [row(2000, "evaluated")]))
+print(json.dumps({"rows": [*rows(0, 2000), row(2000, "evaluated")], "words": tracker.closing_words()}))
 """
 IDS = ("early", "late", "before")
 
@@ -376,7 +376,12 @@ def test_a_run_that_goes_on_keeps_its_id_and_has_every_row_once(
             assert "ERROR" not in sync.stderr
     assert fake.unknown == []
     wanted: dict[int, dict[str, float]] = {}
-    for row in json.loads(second.stdout):
+    said = json.loads(second.stdout)
+    if mode == "online":
+        assert said["words"] == [f"On W&B: {fake.url}/someone/project/groups/sweep/workspace"]
+    else:
+        assert said["words"][0].startswith("W&B: 3 runs are on this disk only.")
+    for row in said["rows"]:
         wanted.setdefault(row["step"], {}).update({tracked_name(name): value for name, value in row.items()})
     assert {place[2] for place in fake.sent} == set(IDS)
     for place, rows in fake.sent.items():
