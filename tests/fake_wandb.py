@@ -71,6 +71,7 @@ class FakeWandb:
         sent: (entity, project, run) -> the rows of its history that were sent here, in order, doubled where they were
             sent twice.
         summaries: the same -> the last summary that was sent.
+        configs: the same -> the config that was sent last.
         url: where this is served.
     """
 
@@ -81,6 +82,7 @@ class FakeWandb:
         self.saved: list[dict[str, Any]] = []
         self.sent: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
         self.summaries: dict[tuple[str, str, str], dict[str, Any]] = {}
+        self.configs: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.url = ""
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
@@ -95,7 +97,10 @@ class FakeWandb:
         if operation == "RunResumeStatus":
             return {"model": self._resume_status(variables)}
         if operation == "UpsertBucket":
-            entity = {"id": "1", "name": variables["entity"] or "someone"}
+            place = (variables["entity"] or "someone", variables["project"], variables["name"])
+            if variables["config"]:
+                self.configs[place] = json.loads(variables["config"])
+            entity = {"id": "1", "name": place[0]}
             project = {"id": "1", "name": variables["project"], "entity": entity}
             known = {"id": "1", "name": variables["name"], "displayName": "", "description": "", "config": "{}"}
             bucket = {**known, "sweepName": None, "project": project, "historyLineCount": 0}
@@ -133,7 +138,7 @@ class FakeWandb:
             "eventsLineCount": 0,
             "historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]),
             "eventsTail": "[]",
-            "config": "{}",
+            "config": json.dumps(self.configs.get(place, {})),
             "tags": [],
             "notes": None,
             "wandbConfig": "{}",

@@ -181,7 +181,7 @@ def test_no_key_and_no_home_folder_in_what_is_sent(tracked: Tracked) -> None:
 
 def test_the_end_tells_commands_for_exactly_its_runs(tracked: Tracked) -> None:
     lines = tracked.out.splitlines()
-    assert "W&B: 7 runs are on this disk only. To send them, and to look at them here:" in lines
+    assert "W&B: 7 runs on this disk only. To send, and to look at here:" in lines
     (sync,) = [line for line in lines if line.strip().startswith("wandb sync ")]
     (leet,) = [line for line in lines if line.strip().startswith("wandb leet ")]
     assert shlex.split(sync)[2:] == shlex.split(leet)[2:] == ["out/wandb"]

@@ -322,7 +322,8 @@ tracker = WandbTracker("project", "someone", mode, folder)
 RUNS = (("early", 500), ("late", 1500), ("before", 0))
 for name, checkpoint in RUNS:
     known = () if part == "first" else tuple(rows(0, checkpoint))
-    tracker.start(TrackedRun(name, name, "sweep", "train", (), {}, folder, rows=known))
+    config = {"learning_rate": 0.1, "host": {"part": part}}  # another host is no reason to stop
+    tracker.start(TrackedRun(name, name, "sweep", "train", (), config, folder, rows=known))
     for one in rows(0, 1500) if part == "first" else rows(checkpoint, 2000):
         tracker.log(name, one)
     if part == "first":
@@ -380,10 +381,11 @@ def test_a_run_that_goes_on_keeps_its_id_and_has_every_row_once(
     if mode == "online":
         assert said["words"] == [f"On W&B: {fake.url}/someone/project/groups/sweep/workspace"]
     else:
-        assert said["words"][0].startswith("W&B: 3 runs are on this disk only.")
+        assert said["words"][0].startswith("W&B: 3 runs on this disk only.")
     for row in said["rows"]:
         wanted.setdefault(row["step"], {}).update({tracked_name(name): value for name, value in row.items()})
     assert {place[2] for place in fake.sent} == set(IDS)
+    assert all(config["host"]["value"] == {"part": "second"} for config in fake.configs.values())
     for place, rows in fake.sent.items():
         assert [row["_step"] for row in rows] == sorted(wanted)
         sent = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]

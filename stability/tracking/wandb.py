@@ -14,6 +14,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from stability.errors import InputError
+from stability.tracking.console import counted
 from stability.tracking.highlights import Highlights
 from stability.tracking.names import RECORD, tracked_name
 from stability.tracking.record import TERMINAL, Row, without_nonfinite
@@ -131,7 +132,7 @@ class WandbTracker:
         if count := len(unsent_runs(self._folder)):
             path = shlex.quote(os.path.relpath(self._folder / WANDB_FILES))
             words += [
-                f"W&B: {count} runs are on this disk only. To send them, and to look at them here:",
+                f"W&B: {counted(count, 'run')} on this disk only. To send, and to look at here:",
                 f"  wandb sync {path}",
                 f"  wandb leet {path}",
             ]
@@ -213,8 +214,8 @@ class _OpenRun:
 
     def _send_waiting(self) -> None:
         if self.waiting is not None:
-            # What was not finite is NaN here and null in the record; W&B keeps neither apart from what was not measured
-            # unless it is sent.
+            # What was not finite is null where a row was read back from the record. Sent as NaN, it can be told from
+            # what was not measured.
             row = {name: math.nan if value is None else value for name, value in self.waiting.items()}
             self.run.log({tracked_name(name): value for name, value in row.items()}, step=row["step"], commit=True)
             self.waiting = None
