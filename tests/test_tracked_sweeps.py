@@ -212,12 +212,13 @@ for source in json.loads(sys.argv[1]):
 
 
 def read_through_wandb(home: Path, url: str, *sources: str, **more: str) -> list[dict[str, Any]]:
-    env = environment(
-        home, **{"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_CACHE_DIR": str(home / "cache")} | more
-    )
+    (home / "scratch").mkdir(exist_ok=True)
+    ours = {"WANDB_BASE_URL": url, "WANDB_API_KEY": KEY, "WANDB_CACHE_DIR": str(home / "cache")}
+    env = environment(home, **{**ours, "TMPDIR": str(home / "scratch"), **more})
     command = [sys.executable, "-c", READ, json.dumps(sources)]
     done = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+    assert not (home / "scratch" / "someone").exists()
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 

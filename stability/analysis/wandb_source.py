@@ -5,10 +5,12 @@ text (`stability.tracking.names.RECORD`), results in their summary, metrics in t
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -174,7 +176,22 @@ def _runs(address: Address) -> list[Any]:
     wandb.setup().settings.x_graphql_retry_max = RETRIES
     api = wandb.Api(timeout=REQUEST_TIMEOUT_S)
     filters = {"group": address.group}
-    return list(api.runs(address.project, filters, order="+created_at", per_page=RUNS_A_REQUEST, lazy=False))
+    with _no_folders_left():
+        return list(api.runs(address.project, filters, order="+created_at", per_page=RUNS_A_REQUEST, lazy=False))
+
+
+@contextmanager
+def _no_folders_left() -> Iterator[None]:
+    """W&B makes an empty folder for each run that it lists, by default in the system's temporary one, and leaves it."""
+    before = os.environ.get("WANDB_DIR")
+    with TemporaryDirectory() as scratch:
+        os.environ["WANDB_DIR"] = scratch
+        try:
+            yield
+        finally:
+            del os.environ["WANDB_DIR"]
+            if before is not None:
+                os.environ["WANDB_DIR"] = before
 
 
 @contextmanager
