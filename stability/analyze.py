@@ -9,20 +9,20 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from stability.command_line import report
+from stability.command_line import key_values, report
 from stability.errors import InputError
 from stability.formats import FORMATS, Format
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 EPILOG = """\
 keys
-  source=PATH[,PATH...]     results folders, or CSV or Parquet tables with the columns n_params, learning_rate, loss
-                            and, if you have them, arm, seed, loss_initial, status, step, attention_logit_max; every
-                            other numeric column is a quantity
+  source=PATH[,PATH...]     results folders, wandb:ENTITY/PROJECT?group=SWEEP (docs/wandb.md), or CSV or Parquet
+                            tables with the columns n_params, learning_rate, loss and, if you have them, arm, seed,
+                            loss_initial, status, step, attention_logit_max; every other numeric column is a quantity
   column.NAME=COLUMN        what a table calls the column NAME: column.loss=test_loss column.arm=variant,width
   claims=FILE.yaml          claims to test, and quantities to read (docs/statistics.md)
   output_dir=DIR            where summary.json and analysis/ go; by default the results folder itself,
-                            or analysis/NAME for NAME.csv
+                            or analysis/NAME for NAME.csv and for a sweep on W&B
   forecast_n_params=N,...   sizes at which to forecast the highest stable learning rate
   unstable_excess=0.5       nats above the best loss from which a run counts as unstable
   loss_noise=0.03           how much a run's final loss varies from seed to seed (standard deviation, nats),
@@ -34,6 +34,7 @@ keys
 
 examples
   python -m stability.analyze source=results/quickstart output_dir=/tmp/again
+  python -m stability.analyze 'source=wandb:my-team/stability?group=quickstart'
   python -m stability.analyze source=runs.csv column.learning_rate=lr column.loss=eval_loss claims=claims.yaml
 """
 COLUMN = "column."
@@ -67,18 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE")
     try:
-        given = _given(parser.parse_args(arguments).settings)
+        given = key_values(parser.parse_args(arguments).settings, first="source")
         aliases = {key.removeprefix(COLUMN): value for key, value in given.items() if key.startswith(COLUMN)}
         return _analyze(_settings({key: value for key, value in given.items() if not key.startswith(COLUMN)}), aliases)
     except InputError as error:
         return report(error)
-
-
-def _given(words: list[str]) -> dict[str, str]:
-    for word in words:
-        if "=" not in word:
-            raise InputError("argument", word, "is not KEY=VALUE", f"Did you mean source={word}?")
-    return dict(word.split("=", 1) for word in words)
 
 
 def _settings(given: dict[str, str]) -> AnalysisSettings:
@@ -91,10 +85,20 @@ def _settings(given: dict[str, str]) -> AnalysisSettings:
     return from_mapping(AnalysisSettings, values)
 
 
-def _sources(text: str) -> list[Path]:
+def _sources(text: str) -> list[str | Path]:
     """The paths of a list; a path that itself holds a comma is one."""
+    from stability.analysis.wandb_source import is_wandb
+
     whole = Path(text).expanduser()
-    return [whole] if whole.exists() else [Path(part.strip()).expanduser() for part in text.split(",")]
+    parts = [str(whole)] if whole.exists() else [part.strip() for part in text.split(",")]
+    return [part if is_wandb(part) else Path(part).expanduser() for part in parts]
+
+
+def _name(source: str | Path) -> str:
+    """What a source is called in the name of an output folder."""
+    from stability.analysis.wandb_source import parse_address
+
+    return source.stem if isinstance(source, Path) else parse_address(source).group.replace("/", "-")
 
 
 def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
@@ -103,9 +107,10 @@ def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
 
     sources = _sources(settings.source)
     definitions = read_definitions(Path(settings.claims).expanduser()) if settings.claims else Definitions({}, {})
-    default = sources[0] if sources[0].is_dir() else Path("analysis") / sources[0].stem
+    first = sources[0]
+    default = first if isinstance(first, Path) and first.is_dir() else Path("analysis") / _name(first)
     if len(sources) > 1:
-        default = Path("analysis") / "+".join(source.stem for source in sources)
+        default = Path("analysis") / "+".join(_name(source) for source in sources)
     output = Path(settings.output_dir).expanduser() if settings.output_dir else default
     summary = analyze(
         sources,

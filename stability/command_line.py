@@ -4,7 +4,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,22 @@ def config_folders() -> ConfigFolders:
         if (root / "conf" / "run.yaml").is_file():
             return ConfigFolders(root / "conf", root / "sweeps")
     raise RuntimeError(f"no conf/ beside or inside {package}: the installation is incomplete")
+
+
+def key_values(words: Sequence[str], first: str) -> dict[str, str]:
+    """The words KEY=VALUE of a command line.
+
+    Args:
+        words: as typed.
+        first: the key that a word without one most likely lacks.
+
+    Raises:
+        InputError: a word is not KEY=VALUE.
+    """
+    for word in words:
+        if "=" not in word:
+            raise InputError("argument", word, "is not KEY=VALUE", f"Did you mean {first}={word}?")
+    return dict(word.split("=", 1) for word in words)
 
 
 def typed_command() -> str:

@@ -22,7 +22,16 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "model": ("errors", "config"),
     "training": ("errors", "config", "model", "data"),
     "tracking": ("errors",),
-    "analysis": ("errors", "arms", "cache", "formats", "tracking.record", "typed"),
+    "analysis": (
+        "arms",
+        "cache",
+        "errors",
+        "formats",
+        "tracking.names",
+        "tracking.record",
+        "tracking.wandb_key",
+        "typed",
+    ),
     "launching": (
         "analysis",
         "arms",
@@ -39,7 +48,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 """What each part of the house may import of the others, beside itself. Entry points may import everything."""
 
-ENTRY_POINTS = {"__init__", "run", "prepare", "analyze", "status", "command_line", "_plugins"}
+ENTRY_POINTS = {"__init__", "run", "prepare", "analyze", "status", "workspace", "command_line", "_plugins"}
 MAY_IMPORT_HYDRA = {"run", "command_line", "_plugins"}
 WITHOUT_JAX = {
     "errors",
@@ -53,6 +62,7 @@ WITHOUT_JAX = {
     "analyze",
     "prepare",
     "status",
+    "workspace",
     "command_line",
     "__init__",
 }

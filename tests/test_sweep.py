@@ -283,7 +283,7 @@ def test_by_default_every_run_is_a_wandb_run_offline(tmp_path: Path) -> None:
     assert "Tracking is off" not in process.stdout
     files = list((tmp_path / "out" / "wandb").rglob("run-*.wandb"))
     ids = {run.path.name.rsplit("-", 1)[-1] for run in run_folders(tmp_path / "out")}
-    assert {file.stem.split("-")[1] for file in files} == ids
-    assert len(files) == 2
+    assert {file.stem.split("-")[1] for file in files} == {*ids, "analysis"}
+    assert len(files) == 3
     starts = [run.read_provenance()[0]["command"] for run in run_folders(tmp_path / "out")]
     assert all(command.startswith("python -m stability.run model.width=16") for command in starts)

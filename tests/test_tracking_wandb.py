@@ -1,7 +1,7 @@
 """Trackers: `Background` shields training from whatever a tracker does; W&B gets the record's numbers, offline."""
 
 import json
-import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_wandb import KEY as KEY_OF_FAKE
+from fake_wandb import FakeWandb, environment, inspect, known_run, serve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stability.tracking import tracker as tracker_module
-from stability.tracking.tracker import Background, NoTracker, TrackedRun, Tracker
+from stability.tracking.names import tracked_name
+from stability.tracking.tracker import Background, NoTracker, TrackedRun, TrackedSweep, Tracker
 
-METHODS = ("start", "log", "finish", "close")
+METHODS = ("start", "log", "finish", "analysed", "close")
+SWEEP = TrackedSweep("id", "sweep", Path("sweep"), {}, {}, {})
 
 
 def run_of(name: str) -> TrackedRun:
@@ -46,8 +49,15 @@ class Recorder:
     def finish(self, run_id: str, summary: Any) -> None:
         self._call("finish", run_id, summary)
 
+    def analysed(self, sweep: TrackedSweep) -> None:
+        self._call("analysed", sweep.name)
+
     def close(self) -> None:
         self._call("close")
+
+    def closing_words(self) -> list[str]:
+        self._call("closing_words")
+        return ["look", "there"]
 
 
 def use(tracked: Tracker, run_id: str = "a") -> None:
@@ -55,6 +65,7 @@ def use(tracked: Tracker, run_id: str = "a") -> None:
     tracked.log(run_id, {"step": 0})
     tracked.log(run_id, {"step": 1})
     tracked.finish(run_id, {"status": "finished"})
+    tracked.analysed(SWEEP)
 
 
 EXPECTED = [
@@ -62,6 +73,7 @@ EXPECTED = [
     ("log", "a", {"step": 0}),
     ("log", "a", {"step": 1}),
     ("finish", "a", {"status": "finished"}),
+    ("analysed", "sweep"),
     ("close",),
 ]
 
@@ -113,8 +125,8 @@ def test_a_warning_that_fails_goes_no_further() -> None:
 @pytest.mark.parametrize(
     ("method", "lost"),
     [
-        ("start", "events not delivered: 4"),
-        ("finish", "events not delivered: 1"),
+        ("start", "events not delivered: 5"),
+        ("finish", "events not delivered: 2"),
         ("close", "its last data may be missing"),
     ],
 )
@@ -166,10 +178,31 @@ def test_nothing_arrives_after_close() -> None:
     assert recorder.calls == [("close",)]
 
 
+def test_leaving_a_with_statement_closes_unless_interrupted() -> None:
+    for error, calls in ((ValueError(), [("close",)]), (KeyboardInterrupt(), [])):
+        recorder = Recorder()
+        with pytest.raises(type(error)), Background(recorder, lambda line: None):
+            raise error
+        assert recorder.calls == calls
+
+
 def test_no_tracker_takes_everything() -> None:
     nothing = NoTracker()
     use(nothing)
     nothing.close()
+    assert list(nothing.closing_words()) == []
+
+
+def test_closing_words_come_after_close_and_never_raise() -> None:
+    recorder = Recorder()
+    background = Background(recorder, lambda line: None)
+    assert list(background.closing_words()) == []
+    background.close()
+    assert list(background.closing_words()) == ["look", "there"]
+    assert recorder.calls == [("close",), ("closing_words",)]
+    failing = Background(Recorder(closing_words=lambda: 1 / 0), lambda line: None)
+    failing.close()
+    assert list(failing.closing_words()) == []
 
 
 PROGRAM = """
@@ -195,13 +228,6 @@ for name in names[:2]:
 tracker.close(30)
 print(json.dumps({"imported": imported, "said": said, "jax": "jax" in sys.modules}))
 """
-
-
-def environment(home: Path, **more: str) -> dict[str, str]:
-    """Ours, with no W&B setting but `more`, another home and this checkout's code."""
-    home.mkdir(exist_ok=True)
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "NETRC"))}
-    return {**kept, "HOME": str(home), "PYTHONPATH": str(Path(tracker_module.__file__).parents[2]), **more}
 
 
 @pytest.fixture(scope="module")
@@ -231,16 +257,13 @@ def test_wandb_writes_only_under_its_folder(tracked: tuple[Path, subprocess.Comp
     assert [path.name for path in (root / "sweep").iterdir()] == ["wandb"]
 
 
-def inspect(root: Path, run_id: str) -> list[dict[str, Any]]:
-    """The records of a run's offline file, as W&B's own reader tells them."""
+def of_run(root: Path, run_id: str) -> list[dict[str, Any]]:
     (file,) = (root / "sweep").rglob(f"run-{run_id}.wandb")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
-    read = subprocess.run(command, env=environment(root / "home"), capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in read.stdout.splitlines()]
+    return inspect(file, root / "home")
 
 
 def test_wandb_has_the_numbers_of_the_record(tracked: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    records = inspect(tracked[0], "diverged")
+    records = of_run(tracked[0], "diverged")
     first, *_, last = [record["run"] for record in records if record["type"] == "run"]
     assert (first["run_id"], first["display_name"]) == ("diverged", "the diverged")
     assert (first["run_group"], first["job_type"]) == ("my_sweep", "train")
@@ -253,8 +276,8 @@ def test_wandb_has_the_numbers_of_the_record(tracked: tuple[Path, subprocess.Com
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
     ours = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
     assert ours == [
-        {"step": 0, "tokens": 0, "loss/train": 5.5},
-        {"step": 10, "tokens": 1000, "loss/train": 5.4},
+        {"step": 0, "tokens": 0, "loss/train": 5.5, "loss/validation": "NaN"},
+        {"step": 10, "tokens": 1000, "loss/train": 5.4, "loss/validation": "NaN"},
     ]
     metrics = [record["metric"] for record in records if record["type"] == "metric"]
     assert [metric.get("name") or (metric["glob_name"], metric["step_metric"]) for metric in metrics] == [
@@ -263,15 +286,114 @@ def test_wandb_has_the_numbers_of_the_record(tracked: tuple[Path, subprocess.Com
         ("*", "step"),
     ]
     summaries = [record["summary"]["update"] for record in records if record["type"] == "summary"]
-    assert {"status": "diverged", "loss/validation": 2.5} in summaries
-    assert records[-1]["exit"] == {"exit_code": 0}
+    assert {"status": "diverged", "loss/validation": 2.5, "max/loss/train": 5.5, "min/loss/train": 5.4} in summaries
+    assert records[-1]["exit"]["exit_code"] == 0
 
 
 @pytest.mark.parametrize("run_id", ["failed", "open"])
 def test_wandb_marks_a_run_without_a_result_as_failed(
     run_id: str, tracked: tuple[Path, subprocess.CompletedProcess[str]]
 ) -> None:
-    assert inspect(tracked[0], run_id)[-1]["exit"] == {"exit_code": 1}
+    assert of_run(tracked[0], run_id)[-1]["exit"]["exit_code"] == 1
+
+
+RESUMED = """
+import json, os, signal, sys, time
+from pathlib import Path
+from stability.tracking.tracker import TrackedRun
+from stability.tracking.wandb import WandbTracker
+
+def row(step, kind):
+    if kind == "evaluated":
+        return {"step": step, "tokens": step, "loss/validation": 3.0 + 1 / (step + 1)}
+    names = [f"gradient/rms/tensor_{i}" for i in range(40)]
+    logit = float(step)
+    return {"step": step, "tokens": step, "loss/train": 4 / (step + 7), "attention_logit/max": logit,
+        **{name: (i + 1) / (step + 3) for i, name in enumerate(names)}}
+
+def rows(start, end):
+    for step in range(start, end, 10):
+        if step % 50 == 0:
+            yield row(step, "evaluated")
+        yield row(step, "observed")
+
+folder, mode, part, end = Path(sys.argv[1]), *sys.argv[2:]
+tracker = WandbTracker("project", "someone", mode, folder)
+RUNS = (("early", 500), ("late", 1500), ("before", 0))
+for name, checkpoint in RUNS:
+    known = () if part == "first" else tuple(rows(0, checkpoint))
+    config = {"learning_rate": 0.1, "host": {"part": part}}  # another host is no reason to stop
+    tracker.start(TrackedRun(name, name, "sweep", "train", (), config, folder, rows=known))
+    for one in rows(0, 1500) if part == "first" else rows(checkpoint, 2000):
+        tracker.log(name, one)
+    if part == "first":
+        tracker.log(name, row(1500, "evaluated"))  # what is trained beside it has not been measured yet
+if end == "kill":
+    for name, _ in RUNS:
+        while not any(file.stat().st_size >= 1 << 16 for file in folder.glob(f"wandb/*/run-{name}.wandb")):
+            time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+if end == "finish":
+    for name, _ in RUNS:
+        tracker.log(name, row(2000, "evaluated"))
+        tracker.finish(name, {"status": "finished"})
+tracker.close()
+print(json.dumps({"rows": [*rows(0, 2000), row(2000, "evaluated")], "words": tracker.closing_words()}))
+"""
+IDS = ("early", "late", "before")
+
+
+@pytest.mark.parametrize(
+    ("mode", "end", "synced"),
+    [
+        ("offline", "kill", False),
+        ("offline", "interrupt", True),
+        ("online", "interrupt", False),
+    ],
+)
+def test_a_run_that_goes_on_keeps_its_id_and_has_every_row_once(
+    mode: str, end: str, synced: bool, tmp_path: Path
+) -> None:
+    fake, folder = FakeWandb({}), tmp_path / "sweep"
+    with serve(fake) as url:
+        env = environment(tmp_path / "home", WANDB_BASE_URL=url, WANDB_API_KEY=KEY_OF_FAKE)
+
+        def run(*words: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=120)
+
+        first = run("-c", RESUMED, str(folder), mode, "first", end)
+        assert first.returncode == (-signal.SIGKILL if end == "kill" else 0), first.stderr
+        if synced:
+            run("-m", "wandb", "sync", str(folder / "wandb"))
+        if end == "interrupt":
+            assert {place[2]: rows[-1]["_step"] for place, rows in fake.sent.items()} == dict.fromkeys(IDS, 1490)
+        second = run("-c", RESUMED, str(folder), mode, "second", "finish")
+        assert second.returncode == 0, second.stderr
+        if mode == "offline":
+            for id_ in IDS:
+                (file,) = folder.glob(f"wandb/*/run-{id_}.wandb")
+                assert known_run(inspect(file, tmp_path / "home"))["name"] == id_
+            sync = run("-m", "wandb", "sync", str(folder / "wandb"))
+            assert "ERROR" not in sync.stderr
+    assert fake.unknown == []
+    wanted: dict[int, dict[str, float]] = {}
+    said = json.loads(second.stdout)
+    if mode == "online":
+        assert said["words"] == [f"On W&B: {fake.url}/someone/project/groups/sweep/workspace"]
+    else:
+        assert said["words"][0].startswith("W&B: 3 runs on this disk only.")
+    for row in said["rows"]:
+        wanted.setdefault(row["step"], {}).update({tracked_name(name): value for name, value in row.items()})
+    assert {place[2] for place in fake.sent} == set(IDS)
+    assert all(config["host"]["value"] == {"part": "second"} for config in fake.configs.values())
+    for place, rows in fake.sent.items():
+        assert [row["_step"] for row in rows] == sorted(wanted)
+        sent = [{key: value for key, value in row.items() if not key.startswith("_")} for row in rows]
+        assert sent == list(wanted.values())
+        # Extremes are of the whole run, whichever start saw them.
+        assert fake.summaries[place]["max/attention_logit/max"] == 1990
+        assert fake.summaries[place]["first_step_above/attention_logit_max_1e2"] == 110
+        assert fake.summaries[place]["min/loss/train"] == 4 / 1997
 
 
 MODES = """

@@ -89,10 +89,12 @@ class SweepRecords:
     Attributes:
         path: the folder, as the user named it.
         manifest: the parts of its sweep.json that the analysis reads.
+        named: what stands before the names of its runs' folders instead of its path, where that means nothing.
     """
 
     path: Path
     manifest: Manifest
+    named: str | None = None
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,8 @@ def _read_run(path: Path, folder: SweepRecords, prefix: bool) -> _Run:
     flat = record.flatten(config)
     values = {name: flat[key] for name, key in _CONFIG_KEYS.items() if key in flat}
     named = (path if prefix else path.relative_to(folder.path)).as_posix()
+    if folder.named is not None:
+        named = f"{folder.named}/{path.name}"
     return _Run(path, named, summary, _parsed(_Config, config_path, values, _CONFIG_KEYS), flat)
 
 

@@ -5,7 +5,9 @@ of `COLUMNS`, one column for each quantity, and nothing that depends on where th
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import polars as pl
@@ -27,6 +29,7 @@ from stability.analysis.source import (
 from stability.analysis.table_columns import PLACE, check_aliases
 from stability.analysis.table_parts import TableFile, open_table
 from stability.analysis.tables import TableRuns, read_table
+from stability.analysis.wandb_source import WandbGroup, is_wandb, open_group, write_records
 from stability.errors import InputError
 from stability.tracking.record import TERMINAL
 
@@ -73,11 +76,12 @@ def load(
 
 
 def read(source: Paths, *, aliases: Mapping[str, str] | None = None, quantities: Definitions | None = None) -> Source:
-    """Read sweeps' results folders (they hold `sweep.json`) and CSV or Parquet tables (see docs/records.md).
+    """Read sweeps' results folders (they hold `sweep.json`), CSV or Parquet tables (docs/records.md) and groups on W&B.
 
     Args:
-        source: one or several; folders and tables may be mixed. The arms of folders are derived over all of them
-            together, those of tables are as given.
+        source: one or several; they may be mixed. `wandb:ENTITY/PROJECT?group=SWEEP` is a sweep that was tracked by W&B
+            (docs/wandb.md), and read as its folder would be. The arms of folders are derived over all of them together,
+            those of tables are as given.
         aliases: for tables of other frameworks: name of the contract -> column of the file. For `arm` it may name
             several columns with commas between them.
         quantities: name -> `Quantity` or its fields; beside those of the folders' manifests, and instead of one of the
@@ -89,29 +93,33 @@ def read(source: Paths, *, aliases: Mapping[str, str] | None = None, quantities:
     """
     paths = _paths(source)
     several = len(paths) > 1
-    opened = [_open(Path(given)) for given in paths]
-    folders = [one for one in opened if isinstance(one, SweepRecords)]
+    opened = [_open(given) for given in paths]
+    sweeps = [one for one in opened if not isinstance(one, TableFile)]
     files = [one for one in opened if isinstance(one, TableFile)]
-    definitions = _definitions(folders, quantities or {})
+    definitions = _definitions(sweeps, quantities or {})
     check_aliases(files, aliases or {})
-    from_folders = read_folders(folders, definitions, prefix=several) if folders else None
+    with ExitStack() as stack:
+        folders = [_records(one, stack, history=bool(definitions)) for one in sweeps]
+        from_folders = read_folders(folders, definitions, prefix=several) if folders else None
     tables = [read_table(file, aliases or {}, definitions) for file in files]
     parts = _parts(from_folders, tables, several)
     runs = _joined(parts, tables, definitions)
     histories = [one.history for one in (from_folders, *tables) if one]
     return Source(
         table=runs,
-        sweep="+".join(one.manifest.sweep if isinstance(one, SweepRecords) else one.path.stem for one in opened),
+        sweep="+".join(one.path.stem if isinstance(one, TableFile) else one.manifest.sweep for one in opened),
         complete=(from_folders is None or from_folders.complete)
         and all(table.runs["status"].is_in(list(TERMINAL)).all() for table in tables),
         warnings=(
+            *(warning for one in sweeps if isinstance(one, WandbGroup) for warning in one.warnings),
             *(from_folders.warnings if from_folders else ()),
             *(warning for table in tables for warning in table.warnings),
             *_null_everywhere(runs, from_folders, tables, definitions),
         ),
-        claims=_merged("claims", [(folder, folder.manifest.claims) for folder in folders]),
+        claims=_merged("claims", [(sweep, sweep.manifest.claims) for sweep in sweeps]),
         about=from_folders.about if from_folders else About(),
-        records=from_folders.records if from_folders else {},
+        # Those from W&B were on disk for the reading only.
+        records={name: path for name, path in from_folders.records.items() if path.exists()} if from_folders else {},
         history=_joined_history(runs, parts, histories),
     )
 
@@ -128,7 +136,10 @@ def _paths(source: Paths) -> list[str]:
     return given
 
 
-def _open(path: Path) -> SweepRecords | TableFile:
+def _open(given: str) -> SweepRecords | WandbGroup | TableFile:
+    path = Path(given)
+    if is_wandb(given):
+        return open_group(given)
     if path.is_dir():
         return open_folder(path)
     if path.exists():
@@ -136,7 +147,14 @@ def _open(path: Path) -> SweepRecords | TableFile:
     raise InputError("source", path, "does not exist", "Name a sweep's results folder, or a CSV or Parquet file.")
 
 
-def _definitions(folders: Sequence[SweepRecords], given: Definitions) -> dict[str, Quantity]:
+def _records(sweep: SweepRecords | WandbGroup, stack: ExitStack, *, history: bool) -> SweepRecords:
+    """A sweep's records on disk, those of W&B for as long as the stack is open."""
+    if isinstance(sweep, SweepRecords):
+        return sweep
+    return write_records(sweep, Path(stack.enter_context(TemporaryDirectory())), history=history)
+
+
+def _definitions(folders: Sequence[SweepRecords | WandbGroup], given: Definitions) -> dict[str, Quantity]:
     """The quantities of all manifests and of the caller, who has the last word."""
     declared = []
     for folder in folders:
@@ -152,7 +170,7 @@ def _definitions(folders: Sequence[SweepRecords], given: Definitions) -> dict[st
 T = TypeVar("T")
 
 
-def _merged(key: str, parts: Sequence[tuple[SweepRecords, Mapping[str, T]]]) -> dict[str, T]:
+def _merged(key: str, parts: Sequence[tuple[SweepRecords | WandbGroup, Mapping[str, T]]]) -> dict[str, T]:
     """What several manifests hold under one key; refused where they hold different things under one name."""
     merged: dict[str, T] = {}
     for folder, part in parts:

@@ -50,6 +50,7 @@ class RunJournal:
         settings = to_mapping(self.run.config, ("provenance",))
         self.folder.begin(config, self.run.fingerprint, {**self.desk.provenance, "settings": settings})
         arm = tuple(self.run.arm.split(", "))
+        host = {key: self.desk.provenance[key] for key in ("device", "backend", "lanes", "versions")}
         self.desk.tracker.start(
             TrackedRun(
                 id=self.tracked_id,
@@ -62,8 +63,13 @@ class RunJournal:
                     "arm": self.run.arm,
                     "scale": self.run.scale,
                     "n_params": self.run.config.model.n_params,
+                    "learning_rate": self.run.config.optimizer.learning_rate,
+                    "sweep_id": self.desk.folder.sweep_id,
+                    "host": host,
                 },
                 folder=self.folder.path,
+                record={"fingerprint": self.run.fingerprint, "config": config, "host": host},
+                rows=tuple(self.rows),
             )
         )
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import jax
@@ -22,12 +23,13 @@ from stability.launching.plan import PlannedRun, describe, pack_runs, plan_runs
 from stability.launching.provenance import device_description, provenance
 from stability.launching.reuse import check_lender, reuse
 from stability.launching.signals import stop_flag
+from stability.launching.tracked import tracked_sweep
 from stability.launching.work import text_of, train_runs
-from stability.tracking.console import Console, counted, duration
+from stability.tracking.console import counted, duration
 from stability.tracking.live import RunFacts, console_for
 from stability.tracking.record import TERMINAL
-from stability.tracking.tracker import Background, NoTracker
-from stability.tracking.wandb import WandbTracker, resolve_mode
+from stability.tracking.tracker import Background
+from stability.tracking.trackers import TrackerSettings, find_tracker
 from stability.training.lanes import Programs, Strategy
 from stability.training.loop import Interrupted
 
@@ -45,8 +47,7 @@ def launch(request: Request) -> int:
         InputError: something in the request cannot be; nothing has been written.
     """
     tracking = request.execution.tracking
-    if tracking.name == "wandb" and tracking.mode == "online":
-        resolve_mode(tracking.mode)  # refuses, now rather than in mid-training, to be online without a key
+    make_tracker = find_tracker(tracking.name, tracking.mode)  # refuses now rather than in mid-training
     corpus, configs = _resolved(request)
     runs = plan_runs(configs, request.ladder.scales)
     sweep, path = _name_and_folder(request, runs)
@@ -67,14 +68,19 @@ def launch(request: Request) -> int:
     if lender:
         copied = reuse(folder, _unfinished(folder, runs), lender)
         print(f"Took over {counted(copied, 'result')} from {lender}.")
-    code = _train_all(request, sweep, folder, runs, parts)
-    if code != EXIT_INTERRUPTED:
+    with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), print) as tracker:
+        code = _train_all(request, sweep, folder, runs, parts, tracker)
+        if code == EXIT_INTERRUPTED:
+            return code
         execution = request.execution
         summary = analyze(path, path, figure_formats=execution.figures, report=execution.report)
+        tracker.analysed(tracked_sweep(folder, summary))
         print("\n" + format_table(summary))
         if summary["claims"]:
             print("\n" + format_claims(summary))
         print(f"\nResults: {path}   ({'report.html, ' if execution.report else ''}summary.json, analysis/, runs/)")
+    for line in tracker.closing_words():
+        print(line)
     return code
 
 
@@ -121,7 +127,14 @@ def _unfinished(folder: SweepFolder, runs: Sequence[PlannedRun]) -> list[Planned
     return [run for run in runs if (folder.run(run).read_summary() or {}).get("status") not in TERMINAL]
 
 
-def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[PlannedRun, ...], parts: Split) -> int:
+def _train_all(
+    request: Request,
+    sweep: str,
+    folder: SweepFolder,
+    runs: tuple[PlannedRun, ...],
+    parts: Split,
+    tracker: Background,
+) -> int:
     """Train every run that has no result yet, and say how it went; an exit code."""
     unfinished = _unfinished(folder, runs)
     packs = pack_runs(unfinished)
@@ -142,26 +155,21 @@ def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[Pl
     console.say(f"device: {device_description()}; lanes: {strategy} ({why})")
     keep_compiled_programs()
     began, programs = time.perf_counter(), Programs()
-    tracker = _tracker(request, folder, console)
+    tracker.warn_with(console.say)
     desk = Desk(sweep, folder, console, tracker, provenance(request.execution, strategy, request.command))
     try:
         with stop_flag(console.say) as stop:
             failed = train_runs(desk, programs, unfinished, parts, strategy, stop)
     except Interrupted:
         console.close()
-        tracker.close()
         console.say(f"Stopped; nothing is lost. To go on, run the same command again:\n  {request.command}")
         return EXIT_INTERRUPTED
     finally:
         console.close()
-    waited = time.perf_counter()
-    tracker.close()
-    waited = time.perf_counter() - waited
     compiling = sum(program.compile_seconds for program in programs.compiled.values())
     console.say(
         f"Trained {counted(len(unfinished) - failed, 'run')} in {duration(time.perf_counter() - began)}, of it "
-        f"{compiling:.0f} s compiling {counted(len(programs.compiled), 'program')}, {waited:.1f} s waiting for "
-        f"{request.execution.tracking.name}."
+        f"{compiling:.0f} s compiling {counted(len(programs.compiled), 'program')}."
     )
     if failed:
         console.say(
@@ -172,11 +180,3 @@ def _train_all(request: Request, sweep: str, folder: SweepFolder, runs: tuple[Pl
 
 def _facts(run: PlannedRun) -> RunFacts:
     return RunFacts(run.arm, run.scale, run.config.optimizer.learning_rate, run.config.seed)
-
-
-def _tracker(request: Request, folder: SweepFolder, console: Console) -> Background:
-    tracking = request.execution.tracking
-    if tracking.name == "files":
-        return Background(NoTracker(), console.say)
-    wandb = WandbTracker(tracking.project, tracking.entity, tracking.mode, folder.path, per_head=tracking.per_head)
-    return Background(wandb, console.say)

@@ -21,9 +21,12 @@ def settings(cls: type[S]) -> type[S]:
 @settings
 @dataclass(frozen=True, kw_only=True)
 class Tracking:
-    """Who follows the runs beside their own files. `mode: auto` is online where W&B has a key, offline elsewhere."""
+    """Who follows the runs beside their own files. `mode: auto` is online where W&B has a key, offline elsewhere.
 
-    name: Literal["wandb", "files"] = "wandb"
+    `name`: `wandb`, `files`, or `MODULE:NAME` of one's own (`stability.tracking.trackers`).
+    """
+
+    name: str = "wandb"
     project: str = "stability"
     entity: str | None = None
     mode: Literal["auto", "online", "offline"] = "auto"

@@ -1,14 +1,15 @@
 """What the training loop's caller tells to whoever follows a sweep live. Imports no JAX.
 
 The plain files of `stability.tracking.record` are the source of truth; a tracker gets the same numbers, and nothing
-that goes wrong in one may stop or slow the training. `Background` sees to that for any of them.
+that goes wrong in one may stop or slow the training. `Background` sees to that for any of them. docs/wandb.md says how
+to write another one.
 """
 
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,8 +29,10 @@ class TrackedRun:
         group: the sweep's name.
         job_type: what kind of work it is, such as `train`.
         tags: words to find it by.
-        config: the scientific config, nested.
+        config: the scientific config, nested, and what names the run: arm, scale, n_params, device and more.
         folder: the run's own folder of plain files.
+        record: what config.json and provenance.json hold and an analysis needs, for trackers that can be analysed.
+        rows: what it had measured before this start: empty unless it goes on from a checkpoint.
     """
 
     id: str
@@ -39,10 +42,37 @@ class TrackedRun:
     tags: tuple[str, ...]
     config: Mapping[str, Any]
     folder: Path
+    record: Mapping[str, Any] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrackedSweep:
+    """What a tracker is told of a sweep when its runs have been analysed.
+
+    Attributes:
+        id: unique among all sweeps of a project; the same whenever the sweep is analysed again.
+        name: the sweep's name, which is its runs' `group`.
+        folder: the sweep's results folder: sweep.json, summary.json, analysis/, runs/ and perhaps report.html.
+        manifest: what sweep.json holds.
+        summary: what summary.json holds.
+        tables: name -> rows, all with the same keys: `runs`, `curves`, `sensitivity` and more.
+    """
+
+    id: str
+    name: str
+    folder: Path
+    manifest: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    tables: Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 class Tracker(Protocol):
-    """Follows runs while they train. Its methods may block and raise: wrap it in `Background` to train with it."""
+    """Follows a sweep. Its methods may block and raise: wrap it in `Background` to train with it.
+
+    The order of calls: for each run `start`, any number of `log`, and `finish` unless it is interrupted; then
+    `analysed` unless the sweep is interrupted; then `close`; then `closing_words`.
+    """
 
     def start(self, run: TrackedRun) -> None:
         """A run starts, or goes on from a checkpoint. Several may be open at once."""
@@ -53,12 +83,18 @@ class Tracker(Protocol):
     def finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
         """An open run is over, with the record's summary (`status` says how it ended)."""
 
+    def analysed(self, sweep: TrackedSweep) -> None:
+        """The sweep's runs have been analysed. Also told where nothing was left to train."""
+
     def close(self) -> None:
         """Nothing more will come: let go of everything, runs that are still open included."""
 
+    def closing_words(self) -> Sequence[str]:
+        """After `close`: lines for the terminal, such as where to look now. Must not block."""
+
 
 class NoTracker:
-    """Follows nothing."""
+    """Follows nothing. A tracker may start from it and say only what it cares for."""
 
     def start(self, run: TrackedRun) -> None:
         """Do nothing."""
@@ -69,12 +105,21 @@ class NoTracker:
     def finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
         """Do nothing."""
 
+    def analysed(self, sweep: TrackedSweep) -> None:
+        """Do nothing."""
+
     def close(self) -> None:
         """Do nothing."""
+
+    def closing_words(self) -> Sequence[str]:
+        """Say nothing."""
+        return ()
 
 
 class Background:
     """Runs a tracker's calls, in order, in a thread of its own. No call here raises, and none but `close` waits.
+
+    A `with` statement closes it at its end, unless it is left by an interrupt.
 
     At the first call that raises, or when more than `queue_limit` events wait, one line is said and the tracker gets
     nothing more than `close`.
@@ -94,6 +139,17 @@ class Background:
         self._thread = threading.Thread(target=self._work, name="tracker", daemon=True)
         self._thread.start()
 
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None or issubclass(kind, Exception):  # who interrupts does not want to wait
+            self.close()
+
+    def warn_with(self, warn: Callable[[str], None]) -> None:
+        """From now on say what there is to say here."""
+        self._warn = warn
+
     def start(self, run: TrackedRun) -> None:
         """See `Tracker.start`."""
         self._put(lambda: self._tracker.start(run))
@@ -107,6 +163,18 @@ class Background:
         """See `Tracker.finish`."""
         summary = dict(summary)
         self._put(lambda: self._tracker.finish(run_id, summary))
+
+    def analysed(self, sweep: TrackedSweep) -> None:
+        """See `Tracker.analysed`."""
+        self._put(lambda: self._tracker.analysed(sweep))
+
+    def closing_words(self) -> Sequence[str]:
+        """See `Tracker.closing_words`; nothing where the tracker has not come to its end."""
+        if self._thread.is_alive():
+            return ()
+        with contextlib.suppress(Exception):
+            return tuple(self._tracker.closing_words())
+        return ()
 
     def close(self, timeout_s: float = 60.0) -> None:
         """Wait for the tracker to get what is still under way, and say how much of it did not arrive in time.

@@ -1,13 +1,27 @@
-"""Runs on Weights & Biases: one W&B run for each run, online or offline. Imports no JAX, and `wandb` only when used."""
+"""A sweep on Weights & Biases: a W&B run for each run, and one for the analysis, online or offline.
 
+Imports no JAX, and `wandb` only when used. docs/wandb.md says what is where.
+"""
+
+import json
+import math
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import quote
 
 from stability.errors import InputError
-from stability.tracking.record import TERMINAL, Row
-from stability.tracking.tracker import TrackedRun
+from stability.tracking.console import counted
+from stability.tracking.highlights import Highlights
+from stability.tracking.names import RECORD, tracked_name
+from stability.tracking.record import TERMINAL, Row, without_nonfinite
+from stability.tracking.tracker import TrackedRun, TrackedSweep
+from stability.tracking.wandb_analysis import analysis_config, content_digest, log_analysis
+from stability.tracking.wandb_files import WANDB_FILES, put_aside, unsent_runs
+from stability.tracking.wandb_key import QUIET, has_key
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 ResolvedMode = Literal["online", "offline", "disabled", "shared"]
@@ -17,11 +31,10 @@ OLD_MODES: dict[str, Any] = {"run": "online", "dryrun": "offline"}
 TAG_CHARACTERS = 64
 """W&B refuses longer tags."""
 NAME_CHARACTERS = 128
+ANALYSIS_SENT = "analysis_sent"
+"""A file that tells which analysis W&B has, so that a command which changes nothing sends nothing."""
 FINISH_TIMEOUT_S = 60.0
 """How long the end of a run, and of the process, may wait for uploads. What is late stays on disk for `wandb sync`."""
-
-QUIET: dict[str, Any] = {"silent": True, "quiet": True, "console": "off"}
-"""Nothing on our terminal, and nothing of our terminal on W&B."""
 
 RUN_SETTINGS: dict[str, Any] = {
     **QUIET,
@@ -41,24 +54,27 @@ RUN_SETTINGS: dict[str, Any] = {
 
 
 class WandbTracker:
-    """Sends runs to W&B. Its calls take up to a second and may raise: wrap it in `Background`.
+    """Sends a sweep to W&B. Its calls take up to some seconds and may raise: wrap it in `Background`.
 
-    W&B's files lie in `folder`/wandb, whatever the mode; `wandb sync` sends those of offline runs later. Metrics are
-    drawn over the row's own `step` (or `tokens`); a run that goes on from a checkpoint keeps its id.
+    W&B's files lie in `folder`/wandb, whatever the mode; `wandb sync` sends those of offline runs later. A W&B step is
+    a step of the run: the rows of an evaluated and an observed step of one number are one row there. A run that goes
+    on from a checkpoint keeps its id and has every row once: online it gets those that W&B's server does not hold yet,
+    offline all of them in a file that takes the place of the earlier ones (docs/wandb.md).
 
     Args:
         project: W&B project.
         entity: user or team; None for W&B's own default.
         mode: `auto` does as W&B is set up to do (WANDB_MODE, `wandb offline`), but is offline where neither says
             anything and no API key is configured.
-        folder: where W&B may write; made when missing.
+        folder: the sweep's results folder; made when missing.
         per_head: send the values of single heads too. They are a third of all numbers, and in the record anyway.
     """
 
     def __init__(self, project: str, entity: str | None, mode: Mode, folder: Path, *, per_head: bool = False) -> None:
         self._project, self._entity, self._mode, self._folder = project, entity, mode, folder.absolute()
         self._per_head = per_head
-        self._runs: dict[str, Any] = {}
+        self._runs: dict[str, _OpenRun] = {}
+        self._group_url: str | None = None
 
     def start(self, run: TrackedRun) -> None:
         """Open the run on W&B.
@@ -67,55 +83,142 @@ class WandbTracker:
             InputError: it should be online and no API key is configured.
             Exception: whatever W&B raises when it cannot be reached or used.
         """
-        if self._mode == "disabled":
+        config = {**run.config, RECORD: json.dumps(without_nonfinite(run.record))}
+        opened = self._open(run.id, run.name, run.group, run.job_type, run.tags, config)
+        if opened is None:
             return
+        for axis in ("step", "tokens"):
+            opened.define_metric(axis, hidden=True)
+        opened.define_metric("*", step_metric="step")
+        self._runs[run.id] = _OpenRun(opened, held=opened.step - 1)
+        for row in run.rows:
+            self.log(run.id, row)
+
+    def log(self, run_id: str, row: Row) -> None:
+        """Send one row, unless W&B holds it already. A run that was not started is passed over."""
+        if run := self._runs.get(run_id):
+            run.log(row, per_head=self._per_head)
+
+    def finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
+        """Send summary and highlights and end the run: tagged `diverged` if it did, failed unless it has a result."""
+        if run := self._runs.pop(run_id, None):
+            run.finish(summary)
+
+    def analysed(self, sweep: TrackedSweep) -> None:
+        """Add the sweep's run of job type `analysis`, unless W&B has it already.
+
+        Raises:
+            InputError, Exception: as `start`.
+        """
+        sent = self._folder / WANDB_FILES / ANALYSIS_SENT
+        digest = content_digest(sweep, self._project, self._entity)
+        if self._mode == "disabled" or (sent.exists() and sent.read_text(encoding="utf-8") == digest):
+            return
+        opened = self._open(f"analysis-{sweep.id}", sweep.name, sweep.name, "analysis", (), analysis_config(sweep))
+        if opened is None:
+            return
+        log_analysis(opened, sweep)
+        opened.finish()
+        sent.write_text(digest, encoding="utf-8")
+
+    def close(self) -> None:
+        """End, as interrupted, the runs that are still open; the same run may be started again later."""
+        for run_id in list(self._runs):
+            self._runs.pop(run_id).run.finish(exit_code=1)
+
+    def closing_words(self) -> Sequence[str]:
+        """Where the sweep is on W&B, and the commands that send or show the runs that are on this disk only."""
+        words = [f"On W&B: {self._group_url}"] if self._group_url else []
+        if count := len(unsent_runs(self._folder)):
+            path = shlex.quote(os.path.relpath(self._folder / WANDB_FILES))
+            words += [
+                f"W&B: {counted(count, 'run')} on this disk only. To send, and to look at here:",
+                f"  wandb sync {path}",
+                f"  wandb leet {path}",
+            ]
+        return words
+
+    def _open(
+        self, id_: str, name: str, group: str, job_type: str, tags: Sequence[str], config: Mapping[str, Any]
+    ) -> Any:
+        """A W&B run, opened or gone on with; None where W&B is disabled."""
+        if self._mode == "disabled":
+            return None
         # W&B takes up to a second to import, and is not needed by who does not track.
         import wandb
 
         # W&B's service process keeps its log here, else in the home folder, which a batch node may not let it write.
-        os.environ.setdefault("WANDB_CACHE_DIR", str(self._folder / "wandb" / "cache"))
+        os.environ.setdefault("WANDB_CACHE_DIR", str(self._folder / WANDB_FILES / "cache"))
+        os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / WANDB_FILES / "data"))
         mode = resolve_mode(self._mode)
         if mode == "disabled":
-            return
+            return None
+        put_aside(self._folder, id_)
         opened = wandb.init(
             project=self._project,
             entity=self._entity,
-            id=run.id,
-            name=run.name[:NAME_CHARACTERS],
-            group=run.group[:NAME_CHARACTERS],
-            job_type=run.job_type,
-            tags=[tag[:TAG_CHARACTERS] for tag in run.tags if tag],
-            config=dict(run.config),
+            id=id_,
+            name=name[:NAME_CHARACTERS],
+            group=group[:NAME_CHARACTERS],
+            job_type=job_type,
+            tags=[tag[:TAG_CHARACTERS] for tag in tags if tag],
+            config=dict(config),
             dir=self._folder,
             mode=mode,
             resume="allow",
             reinit="create_new",
             settings=wandb.Settings(**RUN_SETTINGS),
         )
-        self._runs[run.id] = opened
-        for axis in ("step", "tokens"):
-            opened.define_metric(axis)
-        opened.define_metric("*", step_metric="step")
+        if not opened.offline:
+            self._group_url = f"{opened.project_url}/groups/{quote(group[:NAME_CHARACTERS])}/workspace"
+        return opened
 
-    def log(self, run_id: str, row: Row) -> None:
-        """Send one row; what is not available (None) is left out. A run that was not started is passed over."""
-        if run := self._runs.get(run_id):
-            wanted = row if self._per_head else {key: value for key, value in row.items() if "/head_" not in key}
-            run.log({key: value for key, value in wanted.items() if value is not None})
 
-    def finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
-        """Send the summary and end the run: tagged `diverged` if it did, failed on W&B unless it came to a result."""
-        if run := self._runs.pop(run_id, None):
-            run.summary.update(dict(summary))
-            status = summary.get("status")
-            if status == "diverged":
-                run.tags = (*run.tags, "diverged")
-            run.finish(exit_code=0 if status in TERMINAL else 1)
+@dataclass
+class _OpenRun:
+    """A run that is open on W&B.
 
-    def close(self) -> None:
-        """End, as interrupted, the runs that are still open; the same run may be started again later."""
-        for run_id in list(self._runs):
-            self._runs.pop(run_id).finish(exit_code=1)
+    Attributes:
+        run: W&B's.
+        held: the last step that W&B's server holds from before this start; -1 for none, and offline.
+        waiting: the row of an evaluated step, which the training row of the same step may join. Of a run that is
+            interrupted it is not sent: the step is evaluated again.
+    """
+
+    run: Any
+    held: int
+    highlights: Highlights = field(default_factory=Highlights)
+    waiting: Row | None = None
+
+    def log(self, row: Row, *, per_head: bool) -> None:
+        self.highlights.add(row)
+        step = row["step"]
+        if step is None or step <= self.held:
+            return
+        wanted = row if per_head else {name: value for name, value in row.items() if "/head_" not in name}
+        if self.waiting is not None and self.waiting["step"] == step:
+            wanted = self.waiting | wanted
+        else:
+            self._send_waiting()
+        self.waiting = wanted
+        if "loss/train" in row:
+            self._send_waiting()
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        self._send_waiting()
+        self.run.summary.update({**self.highlights.values, **summary})
+        status = summary.get("status")
+        if status == "diverged":
+            self.run.tags = (*self.run.tags, "diverged")
+        self.run.finish(exit_code=0 if status in TERMINAL else 1)
+
+    def _send_waiting(self) -> None:
+        if self.waiting is not None:
+            # What was not finite is null where a row was read back from the record. Sent as NaN, it can be told from
+            # what was not measured.
+            row = {name: math.nan if value is None else value for name, value in self.waiting.items()}
+            self.run.log({tracked_name(name): value for name, value in row.items()}, step=row["step"], commit=True)
+            self.waiting = None
 
 
 def resolve_mode(mode: Mode) -> ResolvedMode:
@@ -125,15 +228,11 @@ def resolve_mode(mode: Mode) -> ResolvedMode:
         InputError: that is `online`, by choice or by WANDB_MODE, and no API key is configured.
     """
     import wandb
-    from wandb.sdk.lib import wbauth
 
     settings = wandb.setup(wandb.Settings(**QUIET)).settings
     asked = settings.mode if mode == "auto" else mode
     wanted: ResolvedMode = OLD_MODES.get(asked, asked)
-    # Looked up as W&B does (environment, netrc, settings), but it would ask at the terminal in the midst of training.
-    if wanted != "online" or wbauth.authenticate_session(
-        host=settings.base_url, source="stability", prompt=False, update_session=False
-    ):
+    if wanted != "online" or has_key():
         return wanted
     if mode == "auto" and not os.environ.get("WANDB_MODE"):
         return "offline"

@@ -78,6 +78,8 @@ def train(
     step, pending, clock = start, None, time.perf_counter()
     while step < training.steps and any(lane.alive for lane in lanes):
         if step == 0 or (training.evaluate_every and step % training.evaluate_every == 0):
+            if pending is not None:  # rows ascend in step
+                clock, pending = _report(program, lanes, *pending, clock), None
             _evaluate(program, config, state, validation, lanes, step)
         dispatch = next_dispatch(training, step)
         tokens = np.stack([_padded(lane.batches(step, dispatch.count)) for lane in lanes])
