@@ -253,8 +253,9 @@ def test_a_page_runs(page: Path, workshop: Path, tmp_path: Path, monkeypatch: py
         if block.title:
             path = Path(block.title)
             assert not path.is_absolute()
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text, encoding="utf-8")
-        elif block.language == "bash":
+        if block.language == "bash":
             printed = run_bash(block)
             if block.output is not None and printed is not None:
                 assert_alike(printed, block.output, where)

@@ -53,7 +53,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_sweep_from_start_to_results(command: Command, compiled: list[Any]) -> None:
-    outcome = command(*SWEEP, "output_dir=results/s")
+    outcome = command(*SWEEP, "figures=[svg]", "report=true", "output_dir=results/s")
     assert outcome.code == 0, outcome.err
     assert len(compiled) == 2, "one program for each structure, not for each run"
     assert "sensitivity" in outcome.out
@@ -69,6 +69,8 @@ def test_a_sweep_from_start_to_results(command: Command, compiled: list[Any]) ->
     assert all(run["attention_logit_max"] >= run["attention_logit_max_final"] for run in found["runs"])
     assert len(found["sensitivity"]) == 2 * 3
     assert (Path("results/s/analysis/loss_by_learning_rate.svg")).stat().st_size > 1000
+    assert not list(Path("results/s/analysis").glob("*.pdf"))
+    assert "qk_layernorm=per_head" in Path("results/s/report.html").read_text()
 
     rows = story(run_folders(Path("results/s"))[0])
     assert [row["step"] for row in rows] == [0, 0, 10, 20, 29, 30]

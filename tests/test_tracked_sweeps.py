@@ -82,7 +82,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> Tracked:
     root = tmp_path_factory.mktemp("sweep")
     (root / "sweeps" / "sweep").mkdir(parents=True)
     (root / "sweeps" / "sweep" / "tiny.yaml").write_text(SWEEP)
-    done = start(root, root / "compiled", "+sweep=tiny", "training.evaluate_every=10", "output_dir=out")
+    shown = ("figures=[svg,png]", "report=true")
+    done = start(root, root / "compiled", "+sweep=tiny", "training.evaluate_every=10", *shown, "output_dir=out")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Tracking is off" not in done.stdout
     files = sorted((root / "out" / "wandb").glob("*/run-*.wandb"))
@@ -165,7 +166,7 @@ def test_the_artifacts_can_be_analysed_as_they_are(tracked: Tracked, tmp_path: P
     (id_,) = [id_ for id_, run in tracked.wandb.items() if run["jobType"] == "analysis"]
     artifacts = {one["artifact"]["type"]: one["artifact"] for one in tracked.records[id_] if one["type"] == "artifact"}
     analysis = {entry["path"] for entry in artifacts["analysis"]["manifest"]["contents"]}
-    assert {"summary.json", "analysis/loss_by_learning_rate.svg"} <= analysis
+    assert {"summary.json", "report.html", "analysis/loss_by_learning_rate.svg"} <= analysis
     (packed,) = artifacts["records"]["manifest"]["contents"]
     assert packed["path"] == "records.tar.gz"
     with tarfile.open(packed["local_path"]) as archive:

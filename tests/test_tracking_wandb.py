@@ -155,6 +155,26 @@ def test_a_tracker_that_hangs_holds_nobody_up(method: str, lost: str) -> None:
     assert recorder.calls[-1] == ("close",)
 
 
+def test_settling_waits_for_what_was_put_and_for_no_tracker_that_will_not_have_it() -> None:
+    slow = Recorder(log=lambda: time.sleep(0.1))
+    background = Background(slow, lambda line: None)
+    use(background)
+    background.settle()
+    assert len(slow.calls) == 5, "all of it has arrived"
+    background.close()
+    background.settle()
+
+    release = threading.Event()
+    for refusing in (Recorder(start=lambda: 1 / 0), Recorder(start=lambda: release.wait(10))):
+        background = Background(refusing, lambda line: None)
+        use(background)
+        began = time.perf_counter()
+        background.settle(0.3)
+        assert time.perf_counter() - began < 2
+        release.set()
+        background.close()
+
+
 def test_a_tracker_that_lags_too_far_behind_is_given_up() -> None:
     hung, release = threading.Event(), threading.Event()
     recorder, said = Recorder(start=lambda: (hung.set(), release.wait(10))), []

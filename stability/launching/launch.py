@@ -72,6 +72,7 @@ def launch(request: Request) -> int:
         code = _train_all(request, sweep, folder, runs, parts, tracker)
         if code == EXIT_INTERRUPTED:
             return code
+        tracker.settle()
         execution = request.execution
         summary = analyze(path, path, figure_formats=execution.figures, report=execution.report)
         tracker.analysed(tracked_sweep(folder, summary))

@@ -8,6 +8,7 @@ to write another one.
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -167,6 +168,20 @@ class Background:
     def analysed(self, sweep: TrackedSweep) -> None:
         """See `Tracker.analysed`."""
         self._put(lambda: self._tracker.analysed(sweep))
+
+    def settle(self, timeout_s: float = 30.0) -> None:
+        """Wait until the tracker has got what was put so far, so that its thread is idle; or is off, or time is up.
+
+        The analysis draws meanwhile, and its libraries do not bear that W&B imports others at the same time.
+
+        Args:
+            timeout_s: how long to wait, in seconds.
+        """
+        reached = threading.Event()
+        self._put(reached.set)
+        end = time.monotonic() + timeout_s
+        while self._enabled and not self._closed and time.monotonic() < end and not reached.wait(0.05):
+            pass
 
     def closing_words(self) -> Sequence[str]:
         """See `Tracker.closing_words`; nothing where the tracker has not come to its end."""
