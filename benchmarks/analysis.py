@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from benchmarks.reporting import report
+
 SCALES = {f"w{width}": {"model.width": width, "model.depth": 2} for width in (32, 64, 128, 256)}
 LEARNING_RATES = [float(f"{rate:.3g}") for rate in np.logspace(-3, 0, 10)]
 ARMS = ("none", "per_head")
@@ -208,10 +210,7 @@ def main() -> None:
         "versions": {"polars": pl.__version__, "python": sys.version.split()[0]},
         "rows": rows,
     }
-    print(json.dumps(result, indent=1))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    report(result, arguments.output)
 
 
 if __name__ == "__main__":

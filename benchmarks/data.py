@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.reporting import report
 from stability.command_line import config_folders, with_transparent_huge_pages
 from stability.data.batches import Batches
 from stability.data.corpus import load_corpus
@@ -200,10 +201,7 @@ def main() -> None:
         "preparing": prepared,
         "reading": read,
     }
-    print(json.dumps(result, indent=1))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    report(result, arguments.output)
 
 
 if __name__ == "__main__":

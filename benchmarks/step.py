@@ -8,7 +8,6 @@ square float32 products through the same XLA.
 """
 
 import argparse
-import json
 import statistics
 import time
 from datetime import date
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.reporting import report
 from stability.command_line import config_folders, with_transparent_huge_pages
 
 STEPS = 10
@@ -114,10 +114,7 @@ def main() -> None:
         "matmul_peak_gflops": round(peak / 1e9, 1),
         "rows": rows,
     }
-    print(json.dumps(result, indent=1))
-    if arguments.output:
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+    report(result, arguments.output)
 
 
 if __name__ == "__main__":

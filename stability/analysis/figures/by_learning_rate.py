@@ -20,6 +20,7 @@ from stability.analysis.figures.style import (
     padded,
     pointed_at,
     ruled,
+    run_tooltip,
 )
 
 ATTENTION_LOGIT_MAX_LIMIT = 1e4
@@ -118,14 +119,7 @@ def _curves(
     mean, low_end = y.copy(), y.copy()  # one scale and axis for all layers
     mean.shorthand, low_end.shorthand = "centre:Q", "low:Q"
     ended, crossed = alt.datum.diverged == False, alt.datum.diverged == True  # noqa: E712 (an expression of Vega)
-    told = [
-        alt.Tooltip("arm:N", title="arm"),
-        alt.Tooltip("model:N", title="model"),
-        alt.Tooltip("learning_rate:Q", title="learning rate", format="~g"),
-        alt.Tooltip("seed:N", title="seed"),
-        alt.Tooltip("status:N", title="status"),
-        alt.Tooltip(f"{column}:Q", title=column.replace("_", " "), format=".4~g"),
-    ]
+    told = run_tooltip(column, column.replace("_", " "))
     layers: list[alt.Chart] = [
         base.mark_area(opacity=0.18).encode(y=low_end, y2="high:Q"),
         base.mark_line(strokeWidth=2.5).encode(y=mean),

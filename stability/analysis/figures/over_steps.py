@@ -17,6 +17,7 @@ from stability.analysis.figures.style import (
     padded,
     pointed_at,
     ruled,
+    run_tooltip,
     span,
     ticks,
 )
@@ -84,15 +85,7 @@ def _lines(table: pl.DataFrame, rows: pl.DataFrame, y: alt.Y, title: str, rule: 
             gradientLength=PANEL["height"] - 60,
         )
     )
-    told = [
-        alt.Tooltip("arm:N", title="arm"),
-        alt.Tooltip("model:N", title="model"),
-        alt.Tooltip("learning_rate:Q", title="learning rate", format="~g"),
-        alt.Tooltip("seed:N", title="seed"),
-        alt.Tooltip("status:N", title="status"),
-        alt.Tooltip("step:Q", title="step"),
-        alt.Tooltip("value:Q", title="value", format=".4~g"),
-    ]
+    told = [*run_tooltip("value", "value"), alt.Tooltip("step:Q", title="step")]
     steps = rows.join(runs.select(RUN_INDEX), on=RUN_INDEX, how="semi")
     data = alt.InlineData(values=steps.write_csv(), format=alt.CsvDataFormat(type="csv"))
     facts = ["arm", "scale", "model", "learning_rate", "seed", "status"]

@@ -38,6 +38,18 @@ def pointed_at(base: alt.Chart, size: int) -> alt.Chart:
     return layer
 
 
+def run_tooltip(value: str, title: str) -> list[alt.Tooltip]:
+    """What the pointer is told of a run, and one value of it."""
+    return [
+        alt.Tooltip("arm:N", title="arm"),
+        alt.Tooltip("model:N", title="model"),
+        alt.Tooltip("learning_rate:Q", title="learning rate", format="~g"),
+        alt.Tooltip("seed:N", title="seed"),
+        alt.Tooltip("status:N", title="status"),
+        alt.Tooltip(f"{value}:Q", title=title, format=".4~g"),
+    ]
+
+
 def ruled(base: alt.Chart, value: float) -> alt.Chart:
     """A layer with one dashed line across each arm's panel."""
     once = base.transform_aggregate(count="count()", groupby=["arm"])
