@@ -249,13 +249,19 @@ def test_nothing_hostile_survives(tmp_path: Path) -> None:
         config.write_text(config.read_text().replace('"none"', json.dumps(HOSTILE)))
     table = tmp_path / "hostile.csv"
     cells = {"n_params": [10, 20], "learning_rate": [0.1, 0.1], "loss": [2.0, 2.0], "arm": [HOSTILE, "b"]}
-    pl.DataFrame({**cells, HOSTILE: [1.0, 2.0]}).write_csv(table)
+    columns = [HOSTILE, "../../outside", "a/b", "a b", ".", "x" * 300, *(f"column {i}" for i in range(20))]
+    pl.DataFrame({**cells, **{name: [1.0, 2.0] for name in columns}}).write_csv(table)
+    before = set(tmp_path.rglob("*"))
     for source in (folder, table):
-        analyze(source, tmp_path / "out" / source.name, figure_formats=())
+        analyze(source, tmp_path / "out" / source.name, figure_formats=["svg"])
+        made = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+        assert all(path.is_relative_to(tmp_path / "out") for path in made)
         text = text_of(tmp_path / "out" / source.name)
         elements = Elements(text)
         assert (elements.scripts, elements.handlers) == (3, [])
         assert "window.broken=1" in elements.words, "shown as text"
+        for figure in re.findall(r'data-figure="([^"]*)"', text):
+            assert (tmp_path / "out" / source.name / "analysis" / f"{figure}.svg").is_file()
         assert "<img" not in text.split("<body>")[1].split('<script type="application/json"')[0]
 
 

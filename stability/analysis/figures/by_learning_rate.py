@@ -60,7 +60,7 @@ def attention_logit_max_by_learning_rate(table: pl.DataFrame) -> Chart | None:
     if runs.is_empty():
         return None
     low, high = decades(runs["attention_logit_max"], include=ATTENTION_LOGIT_MAX_LIMIT)
-    y = logarithmic_y("attention_logit_max", "Max attention logit during training", low, high)
+    y = logarithmic_y("value", "Max attention logit during training", low, high)
     title = "Attention-logit growth by learning rate"
     return _curves(runs, "attention_logit_max", y, title, is_geometric=True, rule=ATTENTION_LOGIT_MAX_LIMIT)
 
@@ -96,12 +96,12 @@ def quantity_by_learning_rate(table: pl.DataFrame, name: str) -> Chart | None:
     words = name.replace("_", " ")
     title = f"{words[:1].upper()}{words[1:]} by learning rate"
     if low > 0 and high / low >= 10:
-        return _curves(runs, name, logarithmic_y(name, words, *decades(runs[name])), title, is_geometric=True)
+        return _curves(runs, name, logarithmic_y("value", words, *decades(runs[name])), title, is_geometric=True)
     return _curves(runs, name, _linear_y(runs, name, words), title)
 
 
 def _linear_y(runs: pl.DataFrame, column: str, title: str) -> alt.Y:
-    return alt.Y(f"{column}:Q").title(title).scale(domain=padded(runs[column]), nice=False, zero=False)
+    return alt.Y("value:Q").title(title).scale(domain=padded(runs[column]), nice=False, zero=False)
 
 
 def _curves(
@@ -119,7 +119,7 @@ def _curves(
     mean, low_end = y.copy(), y.copy()  # one scale and axis for all layers
     mean.shorthand, low_end.shorthand = "centre:Q", "low:Q"
     ended, crossed = alt.datum.diverged == False, alt.datum.diverged == True  # noqa: E712 (an expression of Vega)
-    told = run_tooltip(column, column.replace("_", " "))
+    told = run_tooltip("value", column.replace("_", " "))
     layers: list[alt.Chart] = [
         base.mark_area(opacity=0.18).encode(y=low_end, y2="high:Q"),
         base.mark_line(strokeWidth=2.5).encode(y=mean),
@@ -144,7 +144,8 @@ def _with_means(runs: pl.DataFrame, column: str, is_geometric: bool) -> pl.DataF
         "seed",
         "status",
         "diverged",
-        column,
+        # Under a name of our own: Vega would take a dot or a bracket in anyone's for a path.
+        value.alias("value"),
         model_label(),
         mean.over(_POINT).alias("centre"),
         value.min().over(_POINT).alias("low"),

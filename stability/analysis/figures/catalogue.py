@@ -1,6 +1,7 @@
 """All figures of an analysis, in the order in which a reader wants them."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ HISTORY_ROWS_OF_A_RUN = (12, 200)
 """... and what each run gets of them: at least, at most."""
 
 QUANTITY = "quantity_"
+QUANTITIES_DRAWN = 12
+"""A table may have a hundred numeric columns, each a quantity: so many are drawn, those that a sweep declares first."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,18 @@ def _charts(
     yield "attention_logit_max_over_steps", over_steps.attention_logit_max_over_steps(table, history)
     yield "log_z_by_learning_rate", by_learning_rate.log_z_by_learning_rate(_with_log_z(table, history))
     yield "log_z_over_steps", over_steps.log_z_over_steps(table, history)
-    for name in table.columns[len(COLUMNS) :]:
-        yield f"{QUANTITY}{name}", by_learning_rate.quantity_by_learning_rate(table, name)
+    for name, file in _file_names(table.columns[len(COLUMNS) :][:QUANTITIES_DRAWN]).items():
+        yield file, by_learning_rate.quantity_by_learning_rate(table, name)
+
+
+def _file_names(quantities: Sequence[str]) -> dict[str, str]:
+    """Quantity -> a name for its figure's files, which no character of its own can lead elsewhere."""
+    names: dict[str, str] = {}
+    for name in quantities:
+        plain = QUANTITY + re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80]
+        same = sum(other == plain or other.startswith(f"{plain}.") for other in names.values())
+        names[name] = f"{plain}.{same + 1}" if same else plain
+    return names
 
 
 def _history(found: Source) -> pl.DataFrame:
