@@ -11,9 +11,8 @@ def has_key() -> bool:
 
     Looked up as W&B does (environment, netrc, settings), which would go on to ask at the terminal.
     """
-    from wandb.sdk.lib import wbauth
-
     import wandb
+    from wandb.sdk.lib import wbauth
 
     host = wandb.setup(wandb.Settings(**QUIET)).settings.base_url
     return bool(wbauth.authenticate_session(host=host, source="stability", prompt=False, update_session=False))
