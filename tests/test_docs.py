@@ -32,6 +32,7 @@ from quick import QUICKLY
 import stability
 from stability.analysis import format_table
 from stability.launching import launch, plan
+from stability.tracking.wandb import WandbTracker
 from stability.training import lanes
 
 ROOT = Path(__file__).parent.parent
@@ -336,10 +337,17 @@ def shape(cell: str) -> str:
     return re.sub(r"\d+(\.\d+)?(e\+\d+)?[kM]?", "0", cell)
 
 
-def test_the_readme_shows_the_table_that_the_program_prints() -> None:
+def test_the_readme_shows_the_table_that_the_program_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (shown,) = [block.text for block in blocks(ROOT / "README.md") if "highest stable LR" in block.text]
     table, results = shown.split("\n\n")
-    assert results == "Results: results/quickstart   (report.html, summary.json, analysis/, runs/)\n"
+    first, *last = results.splitlines()
+    assert first == "Results: results/quickstart   (report.html, summary.json, analysis/, runs/)"
+    monkeypatch.chdir(tmp_path)
+    for i in range(43):  # 42 runs and the analysis
+        run = Path(f"results/quickstart/wandb/offline-run-20260101_000000-{i}")
+        run.mkdir(parents=True)
+        (run / f"run-{i}.wandb").touch()
+    assert last == WandbTracker("stability", None, "offline", Path("results/quickstart")).closing_words()
     summary = json.loads((ROOT / "docs/replication/qk_layernorm/summary.json").read_text("utf-8"))
     header, *rows = columns(table)
     real_header, *real_rows = columns(format_table(summary))
