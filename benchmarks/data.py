@@ -9,8 +9,8 @@ model (unigram, as T5's) here, 8,192 tokens each.
 
 Reading: batches of every micro and mini scale, ten steps at a time as training asks for them, from shards of made-up
 tokens, more than a processor's cache and less than memory; tokens for each second of one core. Training: steps of every
-micro scale on the CPU, as `benchmarks.step` times them, the fastest of some. Reading holds training up where
-`reading_share` nears 1. A mini scale wants an accelerator, so for those there is what training would have to exceed.
+scale, as `benchmarks.step` times them, the fastest of some (of a mini scale, which wants an accelerator, one step after
+a first). Reading holds training up where `reading_share` nears 1.
 """
 
 import argparse
@@ -39,6 +39,8 @@ from stability.data.sequence import JoinedTokens
 
 VOCABULARY = 8192
 STEPS = 10
+MINI_ROUNDS = (1, 1)
+"""Rounds, and steps in each: a step of the largest takes seconds on a CPU."""
 SHARDS = 100
 SECONDS = 4.0
 ROUNDS = 4
@@ -133,16 +135,15 @@ def reading_speed(tokens: JoinedTokens, batch_size: int, sequence_length: int) -
     return STEPS * batch_size * sequence_length / statistics.median(seconds)
 
 
-def training_speed(name: str, settings: dict[str, Any], rounds: int) -> tuple[float, int, int]:
-    """Tokens a second of training on this machine's CPU, and the shape of a batch."""
+def training_speed(name: str, settings: dict[str, Any], shape: tuple[int, int], rounds: int, steps: int) -> float:
+    """Tokens a second of training on this machine's device, with bytes for tokens."""
     from benchmarks.step import Subject
 
-    subject = Subject(name, settings)
-    training = subject.config.training
+    subject = Subject(name, settings, {"batch_size": shape[0], "sequence_length": shape[1]})
     for _ in range(rounds + 1):
-        subject.time(False)
+        subject.time(False, steps)
     seconds = min(subject.seconds[False][1:])  # the least of them is the hardest to keep up with
-    return training.tokens_per_step / seconds, training.batch_size, training.sequence_length
+    return float(subject.config.training.tokens_per_step / seconds)
 
 
 def ladder(name: str) -> dict[str, Any]:
@@ -166,12 +167,8 @@ def reading(folder: Path, megatokens: int, rounds: int) -> list[dict[str, Any]]:
                 "sequence_length": shape[1],
                 "reading_tokens_per_second": round(speed),
             }
-            if name == "micro":
-                trained, *trained_shape = training_speed(scale, settings, rounds)
-                assert tuple(trained_shape) == shape, "the step benchmark's batches are not the ladder's"
-                row |= {"training_tokens_per_second": round(trained), "reading_share": round(trained / speed, 5)}
-            else:
-                row |= {"training_would_have_to_exceed": round(speed)}
+            trained = training_speed(scale, settings, shape, *((rounds, STEPS) if name == "micro" else MINI_ROUNDS))
+            row |= {"training_tokens_per_second": round(trained), "reading_share": round(trained / speed, 5)}
             rows.append(row)
             print(row, flush=True)
     return rows
@@ -181,19 +178,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megatokens", type=int, default=200, help="made-up tokens to read from, two bytes each")
     parser.add_argument("--rounds", type=int, default=5, help="dispatches of ten steps for each scale")
+    parser.add_argument("--parts", nargs="+", choices=("preparing", "reading"), default=["preparing", "reading"])
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with_transparent_huge_pages()
     from stability.launching.provenance import device_description
 
     load = os.getloadavg()[0]
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = preparing(Path(folder))
-    with tempfile.TemporaryDirectory() as folder:
-        read = reading(Path(folder), arguments.megatokens, arguments.rounds)
+    prepared = []
+    if "preparing" in arguments.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = preparing(Path(folder))
+    read = []
+    if "reading" in arguments.parts:
+        with tempfile.TemporaryDirectory() as folder:
+            read = reading(Path(folder), arguments.megatokens, arguments.rounds)
     result = {
         "date": date.today().isoformat(),
-        "command": f"python -m benchmarks.data --megatokens {arguments.megatokens} --rounds {arguments.rounds}",
+        "command": f"python -m benchmarks.data --megatokens {arguments.megatokens} --rounds {arguments.rounds} "
+        f"--parts {' '.join(arguments.parts)}",
         "device": device_description(),
         "load_average_before": round(load, 1),
         "load_average_after": round(os.getloadavg()[0], 1),

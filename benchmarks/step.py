@@ -42,14 +42,15 @@ def matmul_peak() -> float:
 class Subject:
     """One scale, compiled and running."""
 
-    def __init__(self, name: str, settings: dict[str, Any]) -> None:
+    def __init__(self, name: str, settings: dict[str, Any], training: dict[str, Any] | None = None) -> None:
         from stability.config import RunConfig, resolve
         from stability.launching.plan import flops_per_token
         from stability.training.lanes import compile_program
         from stability.typed import from_mapping
 
         model = {key.removeprefix("model."): value for key, value in settings.items()}
-        config = resolve(from_mapping(RunConfig, {"model": model}), corpus="benchmark", vocabulary_size=256)
+        given = from_mapping(RunConfig, {"model": model, "training": training or {}})
+        config = resolve(given, corpus="benchmark", vocabulary_size=256)
         training = config.training
         self.name, self.n_params = name, config.model.n_params
         self.flops = flops_per_token(config) * training.tokens_per_step
@@ -60,14 +61,14 @@ class Subject:
         self.state = self.program.start(self.config)
         self.seconds: dict[bool, list[float]] = {False: [], True: []}
 
-    def time(self, observe: bool) -> None:
-        """One dispatch of ten steps, the last of them observed or not."""
+    def time(self, observe: bool, steps: int = STEPS) -> None:
+        """One dispatch, its last step observed or not."""
         import jax
 
         began = time.perf_counter()
-        self.state, metrics, observations = self.program.step(self.config, self.state, self.tokens, STEPS, observe)
+        self.state, metrics, observations = self.program.step(self.config, self.state, self.tokens, steps, observe)
         jax.block_until_ready((self.state, metrics, observations))
-        self.seconds[observe].append((time.perf_counter() - began) / STEPS)
+        self.seconds[observe].append((time.perf_counter() - began) / steps)
 
 
 def main() -> None:
