@@ -163,7 +163,7 @@ class LiveConsole(Console):
         under_way = [line for line in self._lines.values() if line.status and line.status not in (*TERMINAL, "failed")]
         speed = sum(line.tokens_per_second for line in under_way)
         words = [
-            self._count().strip("[]").replace(" ", "") + " runs",
+            f"{self.done}/{self._total} runs",
             f"{speed:,.0f} tokens/s" if speed else "",
             self._left(),
         ]

@@ -6,6 +6,7 @@ the network for nothing: its content-security policy forbids it.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib import metadata
@@ -63,7 +64,7 @@ def page(
     return environment.get_template("page.html").render(
         about=found.about,
         summary=summary,
-        counts=_counts(summary),
+        counts=Counter(run["status"] for run in summary["runs"]),
         choices={"arm": _in_order(summary, "arm"), "scale": _in_order(summary, "scale")},
         results=result_lines(summary),
         claims=[{**claim, "effect": _number(claim["effect"])} for claim in summary["claims"]],
@@ -101,13 +102,6 @@ def _library() -> str:
 def _as_script_data(specs: Mapping[str, Mapping[str, Any]]) -> str:
     """JSON that no content of its own can end: `<` stands in strings only, where it may be written as an escape."""
     return json.dumps(specs, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-
-
-def _counts(summary: Mapping[str, Any]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for run in summary["runs"]:
-        counts[run["status"]] = counts.get(run["status"], 0) + 1
-    return counts
 
 
 def _in_order(summary: Mapping[str, Any], key: str) -> list[str]:
