@@ -100,6 +100,8 @@ def test_columns_by_other_names_and_two_sources(table: Path) -> None:
         (["source=runs.csv", "loss_noise=-1"], ["loss_noise=-1"]),
         (["source=runs.csv", "forecast_n_params=1e6,many"], ["forecast_n_params", "many"]),
         (["source=runs.csv", "forecast_n_params=-5"], ["forecast_n_params", "-5"]),
+        (["source=runs.csv", "figures=svg,gif"], ["figures", "gif", "'svg'"]),
+        (["source=runs.csv", "report=perhaps"], ["report", "perhaps"]),
         (["source=runs.csv,absent.csv"], ["absent.csv"]),
         (["source=runs.csv", "colour=red"], ["colour"]),
     ],
