@@ -545,8 +545,8 @@ def test_lanes_start_and_are_evaluated_as_alone(solo: Program, three_lanes: Prog
 def test_a_lane_goes_into_a_pack_and_comes_out_unchanged(three_lanes: Program) -> None:
     state = three_lanes.start(three_lanes.place(LANES))
     parts = [three_lanes.lane(state, i) for i in range(3)]
-    assert_same(three_lanes.join(parts), state)
-    assert_same(three_lanes.lane(three_lanes.join(parts[::-1]), 0), parts[2])
+    assert_same(three_lanes.resume(parts), state)
+    assert_same(three_lanes.lane(three_lanes.resume(parts[::-1]), 0), parts[2])
 
 
 # Structure

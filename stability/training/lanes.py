@@ -1,53 +1,77 @@
-"""How runs of one structure share one compiled program: each alone in turn, or all at once as lanes of a `vmap`.
+"""How runs of one structure share one compiled program: each alone in turn, all at once, or spread over devices.
 
-Every strategy wraps the same pure functions of `stability.training.step` and speaks of R lanes, so the loop does not
-know which one it drives. Shapes: R lanes, C steps in one dispatch, B batch, T time, M validation batches.
+`sequential`  the program of a single run, one run after the other
+`vmap`        all runs as lanes of one `vmap`, on one device
+`sharded`     lanes on an axis of a mesh of devices (`stability.training.mesh`), as many on each of them; a device with
+              one lane executes what the program of a single run does
+
+Every strategy wraps the same pure functions of `stability.training.step` and speaks of lanes, so the loop does not know
+which one it drives. Seats beyond the runs at hand repeat the last one, and nobody reads what they do.
+Shapes: R runs, L lanes (R and the seats beyond), C steps in one dispatch, B batch, T time, M validation batches.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from stability.config import RunConfig, to_leaves
 from stability.model.observation import Observations
+from stability.training.mesh import LANES, batch_sharding, copied, over_lanes, state_sharding
 from stability.training.step import StepMetrics, TrainState, advance, evaluate, initial_state
 
-Strategy = Literal["sequential", "vmap"]
+Strategy = Literal["sequential", "vmap", "sharded"]
 STEPS_PER_DISPATCH = 10
 """Steps at most in one call of the program: enough to hide Python, few enough to stop soon after Ctrl-C."""
 
 
 @dataclass(frozen=True)
 class Program:
-    """The compiled functions of one structure for R lanes; None lanes is the solo program, without a lane axis."""
+    """The compiled functions of one structure for L lanes; None lanes is the solo program, without a lane axis."""
 
     lanes: int | None
     start: Any
     advance: Any
     evaluate: Any
     compile_seconds: float
+    state_sharding: TrainState | None = None
 
     def place(self, configs: Sequence[RunConfig]) -> RunConfig:
-        """The configs' leaves as this program takes them: [R] arrays, or scalars for the solo program."""
-        joined: RunConfig = self.join([to_leaves(config) for config in configs])
+        """The leaves of R configs as this program takes them: [L] arrays, or scalars for the solo program."""
+        joined: RunConfig = self._join([to_leaves(config) for config in configs], np.stack)
         return joined
 
-    def join(self, trees: Sequence[Any]) -> Any:
-        """One tree for all lanes from one for each."""
+    def resume(self, states: Sequence[TrainState]) -> TrainState:
+        """The states of R runs, whose arrays may be on any device or host, as this program takes them."""
+        joined: TrainState
+        if self.state_sharding is None:
+            joined = self._join(states, jnp.stack)
+        else:
+            joined = jax.device_put(self._join(jax.device_get(states), np.stack), self.state_sharding)
+        return joined
+
+    def _join(self, trees: Sequence[Any], stack: Callable[..., Any]) -> Any:
         if self.lanes is None:
             (tree,) = trees
             return tree
-        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+        beyond = [trees[-1]] * (self.lanes - len(trees))
+        return jax.tree.map(lambda *leaves: stack(leaves), *trees, *beyond)
+
+    def split(self, tree: Any, runs: int) -> list[Any]:
+        """The parts of `runs` runs of a tree for all lanes; what lies on several devices is fetched to the host."""
+        if self.state_sharding is not None:
+            tree = jax.device_get(tree)
+        return [self.lane(tree, index) for index in range(runs)]
 
     def lane(self, tree: Any, index: int) -> Any:
         """One lane's part of a tree for all lanes."""
-        return tree if self.lanes is None else jax.tree.map(lambda leaf: leaf[index], tree)
+        return tree if self.lanes is None else jax.tree.map(lambda leaf: leaf[index, ...], tree)
 
     def step(
         self,
@@ -58,56 +82,114 @@ class Program:
         observe: bool,
     ) -> tuple[TrainState, StepMetrics, Observations]:
         """Advance all lanes by `count` steps; the state passed in is given up (its memory is used again)."""
-        tokens = tokens_RxCxBxT1[0] if self.lanes is None else tokens_RxCxBxT1
+        tokens = self._join(list(tokens_RxCxBxT1), np.stack)
         return self.advance(config, state, tokens, np.int32(count), np.bool_(observe))  # type: ignore[no-any-return]
 
     def loss(
         self, config: RunConfig, state: TrainState, tokens_MxBxT1: Int[np.ndarray, "M B T+1"]
-    ) -> Float[np.ndarray, " R"]:
+    ) -> Float[np.ndarray, " L"]:
         """Validation loss of each lane, nats per token; waits for it."""
         return np.atleast_1d(np.asarray(self.evaluate(config, state.parameters, tokens_MxBxT1)))
 
 
 @dataclass
 class Programs:
-    """Every program compiled in this process, by structure and lanes: each is compiled once."""
+    """Every program compiled in this process, by structure, lanes and devices: each is compiled once."""
 
     compiled: dict[Any, Program] = field(default_factory=dict)
 
-    def get(self, config: RunConfig, lanes: int | None, validation_shape: tuple[int, ...]) -> Program:
+    def get(
+        self, config: RunConfig, lanes: int | None, validation_shape: tuple[int, ...], mesh: Mesh | None = None
+    ) -> Program:
         """The program for a config's structure, compiled now if need be."""
-        key = (jax.tree.structure(config), lanes, validation_shape)
+        key = (jax.tree.structure(config), lanes, validation_shape, mesh)
         if key not in self.compiled:
-            self.compiled[key] = compile_program(config, lanes, validation_shape)
+            self.compiled[key] = compile_program(config, lanes, validation_shape, mesh)
         return self.compiled[key]
 
 
-def compile_program(config: RunConfig, lanes: int | None, validation_shape: tuple[int, ...]) -> Program:
+def compile_program(
+    config: RunConfig, lanes: int | None, validation_shape: tuple[int, ...], mesh: Mesh | None = None
+) -> Program:
     """Trace and compile the functions of one structure.
 
     Config and batches are never donated; the state is. Where the precision is float32, products are float32 too:
     unasked, JAX would take TensorFloat-32 on recent GPUs.
+
+    Args:
+        config: any of the structure.
+        lanes: how many; None for the solo program. On a mesh a multiple of its lanes.
+        validation_shape: M, B, T+1.
+        mesh: over which devices the lanes are spread; None is one device.
     """
     began = time.perf_counter()
     training = config.training
     axes = () if lanes is None else (lanes,)
     leaves = jax.tree.map(lambda leaf: _shape(axes + leaf.shape, leaf.dtype), to_leaves(config))
     tokens = _shape((*axes, STEPS_PER_DISPATCH, training.batch_size, training.sequence_length + 1))
-    start, forward, measure = initial_state, advance, evaluate
-    if lanes is not None:
-        start = jax.vmap(initial_state)
-        forward = jax.vmap(advance, in_axes=(0, 0, 0, None, None))
-        measure = jax.vmap(evaluate, in_axes=(0, 0, None))
+    validation = _shape(validation_shape)
+    start = _over_lanes(initial_state, (0,), lanes, mesh)
+    forward = _over_lanes(advance, (0, 0, 0, None, None), lanes, mesh)
+    measure = _over_lanes(evaluate, (0, 0, None), lanes, mesh)
     state = jax.eval_shape(start, leaves)
     count, observe = _shape(()), _shape((), np.bool_)
+    states, place = None, _Placement({}, {}, {})
+    if mesh is not None:
+        states = state_sharding(config, mesh, state)
+        place = _placement(mesh, states)
     with jax.default_matmul_precision("highest" if training.precision == "float32" else None):
         return Program(
             lanes,
-            jax.jit(start).lower(leaves).compile(),
-            jax.jit(forward, donate_argnums=1).lower(leaves, state, tokens, count, observe).compile(),
-            jax.jit(measure).lower(leaves, state.parameters, _shape(validation_shape)).compile(),
+            jax.jit(start, **place.start).lower(leaves).compile(),
+            jax.jit(forward, donate_argnums=1, **place.advance).lower(leaves, state, tokens, count, observe).compile(),
+            jax.jit(measure, **place.evaluate).lower(leaves, state.parameters, validation).compile(),
             time.perf_counter() - began,
+            states,
         )
+
+
+class _Placement(NamedTuple):
+    """Where arguments and results of a program's functions lie, as `jax.jit` wants it said."""
+
+    start: dict[str, Any]
+    advance: dict[str, Any]
+    evaluate: dict[str, Any]
+
+
+def _placement(mesh: Mesh, states: TrainState) -> _Placement:
+    lane, whole, tokens = over_lanes(mesh), copied(mesh), batch_sharding(mesh)
+    return _Placement(
+        {"in_shardings": lane, "out_shardings": states},
+        {"in_shardings": (lane, states, tokens, whole, whole), "out_shardings": (states, lane, lane)},
+        {"in_shardings": (lane, states.parameters, whole), "out_shardings": lane},
+    )
+
+
+def _over_lanes(
+    function: Callable[..., Any], in_axes: tuple[int | None, ...], lanes: int | None, mesh: Mesh | None
+) -> Callable[..., Any]:
+    """A function of one run as a function of L lanes, on each device of the mesh for its own."""
+    if lanes is None:
+        return function
+    if mesh is None:
+        return jax.vmap(function, in_axes)
+    here = _alone(function, in_axes) if lanes == mesh.shape[LANES] else jax.vmap(function, in_axes)
+    whole, lane = copied(mesh).spec, over_lanes(mesh).spec
+    specs = tuple(whole if axis is None else lane for axis in in_axes)
+    return jax.shard_map(here, mesh=mesh, in_specs=specs, out_specs=lane, axis_names={LANES}, check_vma=False)
+
+
+def _alone(function: Callable[..., Any], in_axes: tuple[int | None, ...]) -> Callable[..., Any]:
+    """A function of one run for a lane axis of length one: no batched products, so as fast as the solo program."""
+
+    def one(*arguments: Any) -> Any:
+        inner = [
+            argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
+            for argument, axis in zip(arguments, in_axes, strict=True)
+        ]
+        return jax.tree.map(lambda leaf: leaf[None], function(*inner))
+
+    return one
 
 
 def _shape(shape: tuple[int, ...], dtype: Any = np.int32) -> jax.ShapeDtypeStruct:

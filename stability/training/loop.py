@@ -106,20 +106,19 @@ def train(
 def _restore(program: Program, lanes: Sequence[Lane], fresh: TrainState, step: int) -> TrainState:
     """The lanes' states at `step`, from each lane's own checkpoints; `fresh` gives shapes and types."""
     states = []
-    for i, lane in enumerate(lanes):
+    for lane, like in zip(lanes, program.split(fresh, len(lanes)), strict=True):
         checkpoints = lane.open_checkpoints()
-        states.append(checkpoints.restore(step, program.lane(fresh, i)))
+        states.append(checkpoints.restore(step, like))
         checkpoints.close()
-    joined: TrainState = program.join(states)
-    return joined
+    return program.resume(states)
 
 
 def _save(program: Program, lanes: Sequence[Lane], state: TrainState, step: int) -> None:
     """Save every live lane; nothing of the state is in use any more when this returns."""
-    for i, lane in enumerate(lanes):
+    for lane, its_state in zip(lanes, program.split(state, len(lanes)), strict=True):
         if lane.alive:
             checkpoints = lane.open_checkpoints()
-            checkpoints.save(step, program.lane(state, i))
+            checkpoints.save(step, its_state)
             checkpoints.close()
 
 
@@ -131,7 +130,7 @@ def _padded(tokens_CxBxT1: Int[np.ndarray, "C B T+1"]) -> Int[np.ndarray, "C B T
 
 def _evaluate(program: Program, config: Any, state: Any, validation: Any, lanes: Sequence[Lane], step: int) -> None:
     """Write each live lane's validation loss, in nats per token, as a row."""
-    for lane, loss in zip(lanes, program.loss(config, state, validation), strict=True):
+    for lane, loss in zip(lanes, program.loss(config, state, validation), strict=False):  # seats may be more
         if lane.alive:
             tokens = step * lane.config.training.tokens_per_step
             lane.journal.row({"step": step, "tokens": tokens, "loss/validation": float(loss)})
