@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import functools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar
@@ -42,6 +43,20 @@ Whole = Annotated[int, Strict(), BeforeValidator(_whole)]
 Count = Annotated[Whole, Ge(1), Le(INT32_MAX)]
 Steps = Annotated[Whole, Ge(0), Le(INT32_MAX)]
 Seed = Annotated[Whole, Ge(0), Le(2**32 - 1)]
+
+BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def _bytes(value: Any) -> Any:
+    """Let 8GB stand for 8000000000."""
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]+)\s*", value) if isinstance(value, str) else None
+    if isinstance(value, str) and (match is None or match[2] not in BYTES):
+        raise ValueError(f"is no amount of memory; write it as 8GB or 500MB (units: {', '.join(BYTES)})")
+    return round(float(match[1]) * BYTES[match[2]]) if match else value
+
+
+Bytes = Annotated[Whole, BeforeValidator(_bytes), Ge(1)]
+"""A number of bytes, or text such as 8GB."""
 
 
 T = TypeVar("T")

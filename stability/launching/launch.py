@@ -15,16 +15,19 @@ from stability.data.corpus import Corpus, load_corpus
 from stability.data.sequence import Split
 from stability.data.shards import ShardedCorpus
 from stability.errors import InputError
+from stability.launching.calibration import calibrate, known_calibration
 from stability.launching.compilation_cache import keep_compiled_programs
+from stability.launching.describe import describe
 from stability.launching.folder import SweepFolder, check_folder, open_folder
 from stability.launching.grid import Request
 from stability.launching.journal import Desk
-from stability.launching.plan import PlannedRun, describe, pack_runs, plan_runs
+from stability.launching.memory import Budget, find_budget
+from stability.launching.plan import PlannedRun, pack_runs, plan_runs
 from stability.launching.provenance import device_description, provenance
-from stability.launching.reuse import check_lender, reuse
+from stability.launching.reuse import check_lender, lendable, reuse
 from stability.launching.signals import stop_flag
 from stability.launching.tracked import tracked_sweep
-from stability.launching.work import text_of, train_runs
+from stability.launching.work import refuse_what_does_not_fit, text_of, train_runs
 from stability.tracking.console import counted, duration
 from stability.tracking.live import RunFacts, console_for
 from stability.tracking.record import TERMINAL
@@ -60,16 +63,28 @@ def launch(request: Request) -> int:
     lender = Path(request.execution.reuse_from).expanduser() if request.execution.reuse_from else None
     if lender:
         check_lender(lender)
+    if request.execution.calibrate:
+        print("Measuring this machine, which takes about a minute.")
+    calibration = calibrate() if request.execution.calibrate else known_calibration()
+    unfinished = _unfinished(SweepFolder(path, ""), runs)
+    if lender:
+        lent = lendable(SweepFolder(path, ""), unfinished, lender)
+        unfinished = [run for run in unfinished if run not in lent]
+    strategy, _ = choose_lanes(request.execution.lanes, jax.default_backend())
+    budget = find_budget(request.execution.memory_limit)
     if request.execution.dry_run:
-        print(describe(runs))
+        print(describe(runs, unfinished, strategy, budget, calibration))
         print(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
+    keep_compiled_programs()
+    programs = Programs()
+    refuse_what_does_not_fit(unfinished, programs, parts, strategy, budget)
     folder = open_folder(path, manifest, sweep, request.definition, runs, request.ladder, request.command)
     if lender:
         copied = reuse(folder, _unfinished(folder, runs), lender)
         print(f"Took over {counted(copied, 'result')} from {lender}.")
     with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), print) as tracker:
-        code = _train_all(request, sweep, folder, runs, parts, tracker)
+        code = _train_all(request, sweep, folder, runs, parts, tracker, programs, budget)
         if code == EXIT_INTERRUPTED:
             return code
         tracker.settle()
@@ -135,6 +150,8 @@ def _train_all(
     runs: tuple[PlannedRun, ...],
     parts: Split,
     tracker: Background,
+    programs: Programs,
+    budget: Budget,
 ) -> int:
     """Train every run that has no result yet, and say how it went; an exit code."""
     unfinished = _unfinished(folder, runs)
@@ -154,13 +171,12 @@ def _train_all(
     if not unfinished:
         return 0
     console.say(f"device: {device_description()}; lanes: {strategy} ({why})")
-    keep_compiled_programs()
-    began, programs = time.perf_counter(), Programs()
+    began = time.perf_counter()
     tracker.warn_with(console.say)
     desk = Desk(sweep, folder, console, tracker, provenance(request.execution, strategy, request.command))
     try:
         with stop_flag(console.say) as stop:
-            failed = train_runs(desk, programs, unfinished, parts, strategy, stop)
+            failed = train_runs(desk, programs, unfinished, parts, strategy, budget, stop)
     except Interrupted:
         console.close()
         console.say(f"Stopped; nothing is lost. To go on, run the same command again:\n  {request.command}")

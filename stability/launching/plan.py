@@ -1,4 +1,4 @@
-"""Runs to packs: which runs share a program, in which order they train, and what that will cost."""
+"""Runs to packs and groups: which runs share a program, in which order they train, and how much there is to compute."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import jax
 
 from stability.arms import Scales, arm_labels, scale_name
-from stability.config import RunConfig, fingerprint, scientific, to_leaves
-from stability.tracking.console import counted
+from stability.config import RunConfig, fingerprint, scientific
 from stability.tracking.record import flatten
-from stability.training.step import initial_state
 
 STEP_OVERHEAD_FLOPS = 4e8
 """What a step costs beside its FLOPs, as many FLOPs take the same time: fitted to widths 32 to 128 on two CPU cores."""
@@ -60,16 +58,6 @@ def flops_per_token(config: RunConfig) -> float:
     return 6.0 * (matrices + head) + 12.0 * products
 
 
-def state_bytes(config: RunConfig) -> int:
-    """Bytes that a run's parameters and optimizer state take, by abstract evaluation: nothing is allocated.
-
-    Args:
-        config: resolved.
-    """
-    shapes = jax.eval_shape(initial_state, to_leaves(config))
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
-
-
 @dataclass(frozen=True)
 class Pack:
     """Runs of one structure: lanes of one compiled program."""
@@ -105,33 +93,24 @@ def pack_runs(runs: Sequence[PlannedRun]) -> tuple[Pack, ...]:
     return tuple(Pack(tuple(members)) for members in packs.values())
 
 
-def describe(runs: Sequence[PlannedRun]) -> str:
-    """The plan as a table: for each scale and arm its size, runs and cost, and what parameters and optimizer take."""
-    packs = pack_runs(runs)
-    state = {run.fingerprint: size for pack in packs for size in [state_bytes(pack.config)] for run in pack.runs}
-    cells: dict[tuple[str, str, int], list[PlannedRun]] = {}
-    for run in runs:
-        cells.setdefault((run.scale, run.arm, run.config.training.steps), []).append(run)
-    wide = max(30, *(len(run.arm) for run in runs)) + 2
-    columns = f"{'N':>14}{'runs':>6}{'steps':>8}{'tokens each':>16}{'FLOPs each':>12}{'state each':>12}"
-    lines = [f"{'scale':<14}{'arm':<{wide}}{columns}"]
-    for (scale, arm, steps), members in cells.items():
-        first = members[0]
-        lines.append(
-            f"{scale:<14}{arm:<{wide}}{first.config.model.n_params:>14,}{len(members):>6}{steps:>8}"
-            f"{first.config.tokens:>16,}{first.flops:>12.2e}{_bytes(state[first.fingerprint]):>12}"
-        )
-    total = sum(run.flops for run in runs)
-    tokens = sum(run.config.tokens for run in runs)
-    parts = [counted(len(runs), "run"), counted(len(packs), "program"), f"{tokens:,} tokens", f"{total:.2e} FLOPs"]
-    lines.append(", ".join(parts))
-    return "\n".join(lines)
+FULL_ENOUGH = 0.75
+"""Groups of one size, and so one program, are worth up to a third more of them: a device so full is busy."""
 
 
-def _bytes(count: float) -> str:
-    """A number of bytes to three digits: 1.18 MB, 58.1 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+def group_sizes(runs: int, most: int) -> tuple[int, ...]:
+    """How many lanes each group of a pack gets, if at most `most` fit together.
+
+    Another number of lanes is another program, so sizes are as equal as they can be. If a single size divides the runs
+    and fills three quarters of what fits, there is one program (35 runs, at most 9: five groups of 7); else as few
+    groups as there can be, whose sizes differ by one: two programs at most (10 runs, at most 4: 4 + 3 + 3).
+
+    Args:
+        runs: of the pack, at least 1.
+        most: lanes that fit, at least 1.
+    """
+    for size in range(min(runs, most), 0, -1):
+        if runs % size == 0 and (size >= FULL_ENOUGH * most or size == runs):
+            return (size,) * (runs // size)
+    groups = -(-runs // most)
+    small, larger = divmod(runs, groups)
+    return (small + 1,) * larger + (small,) * (groups - larger)

@@ -33,11 +33,16 @@ def reuse(folder: SweepFolder, runs: Sequence[PlannedRun], lender: Path) -> int:
         runs: its runs without a result yet.
         lender: a sweep's results folder, or a folder of such.
     """
-    lenders = [sweep for sweep in _sweeps(lender) if sweep.resolve() != folder.path.resolve()]
-    found = [(run, source) for run in runs if (source := _result(run, lenders)) is not None]
-    for run, source in found:
+    found = lendable(folder, runs, lender)
+    for run, source in found.items():
         _copy(source, folder.run(run).path)
     return len(found)
+
+
+def lendable(folder: SweepFolder, runs: Sequence[PlannedRun], lender: Path) -> dict[PlannedRun, Path]:
+    """The runs that another sweep has finished, and where; arguments as for `reuse`."""
+    lenders = [sweep for sweep in _sweeps(lender) if sweep.resolve() != folder.path.resolve()]
+    return {run: source for run in runs if (source := _result(run, lenders)) is not None}
 
 
 def _sweeps(path: Path) -> Iterator[Path]:

@@ -7,7 +7,7 @@ from pydantic import ConfigDict
 
 from stability.formats import FORMATS, Format
 from stability.tracking.console import Progress
-from stability.typed import Count, Positive
+from stability.typed import Bytes, Count, Positive
 
 S = TypeVar("S")
 
@@ -90,6 +90,8 @@ class Execution:
         output_dir: where the results go; None is results/SWEEP.
         reuse_from: where finished runs may be copied from.
         dry_run: print the plan and stop.
+        memory_limit: bytes that programs may take on each device; None is what there is (`launching/memory`).
+        calibrate: measure this machine first, for estimates of time (`launching/calibration`).
         progress: what the terminal shows while runs train (`stability.tracking.console`).
         report: write report.html.
         figures: the formats of figure files.
@@ -100,6 +102,8 @@ class Execution:
     output_dir: str | None = None
     reuse_from: str | None = None
     dry_run: bool = False
+    memory_limit: Bytes | None = None
+    calibrate: bool = False
     progress: Progress = "auto"
     report: bool = True
     figures: tuple[Format, ...] = FORMATS

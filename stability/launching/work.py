@@ -1,7 +1,8 @@
 """Training a plan's runs, group by group: text, programs and journals brought together for the loop."""
 
+import itertools
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,10 @@ from jaxtyping import Int
 from stability.config import RunConfig
 from stability.data.batches import Batches, validation_windows
 from stability.data.sequence import Split
-from stability.launching.folder import SweepFolder
+from stability.errors import InputError
 from stability.launching.journal import Desk, RunJournal
-from stability.launching.plan import PlannedRun, pack_runs
+from stability.launching.memory import Budget, amount, compiled_bytes, lanes_that_fit, program_bytes, state_bytes
+from stability.launching.plan import Pack, PlannedRun, group_sizes, pack_runs
 from stability.training.checkpoint import Checkpoints, latest_step
 from stability.training.lanes import Program, Programs, Strategy
 from stability.training.loop import Interrupted, Lane, train
@@ -44,25 +46,43 @@ def train_runs(
     runs: Sequence[PlannedRun],
     parts: Split,
     strategy: Strategy,
+    budget: Budget,
     stop: Callable[[], bool],
 ) -> int:
     """Train all of the runs to their ends; returns how many failed.
 
+    What a compiled program says of its memory corrects the estimate for those that come after it. A group whose own
+    program turns out to need more than there is is halved, and compiled again, before it trains.
+
     Raises:
         Interrupted: asked to stop; what was under way has been saved.
     """
-    failed = 0
+    failed, correction = 0, 1.0
     for pack in pack_runs(runs):
         text = text_of(parts, pack.config)
-        for group in groups_of(pack.runs, desk.folder, strategy):
+        starts = {run: latest_step(desk.folder.run(run).checkpoints) for run in pack.runs}
+        waiting = groups_of(pack.runs, starts, most_lanes(pack.config, strategy, budget.limit / correction))
+        while waiting:
             if stop():
                 raise Interrupted
-            lanes = None if strategy == "sequential" else len(group.runs)
+            group = waiting.pop(0)
             desk.console.started([run.fingerprint for run in group.runs])
             known = len(programs.compiled)
+            lanes = None if strategy == "sequential" else len(group.runs)
             program = programs.get(pack.config, lanes, text.validation_MxBxT1.shape)
             if len(programs.compiled) > known:
                 desk.console.compiled(program.compile_seconds)
+            needed = compiled_bytes(program)
+            if needed is not None:
+                correction = needed / program_bytes(pack.config, len(group.runs))
+            if needed is not None and needed > budget.limit and len(group.runs) > 1:
+                desk.console.say(
+                    f"{len(group.runs)} lanes of {pack.runs[0].scale} need {amount(needed)}, more than there is "
+                    f"({budget}): half of them at a time."
+                )
+                rest = [run for other in (group, *waiting) for run in other.runs]
+                waiting = groups_of(rest, starts, len(group.runs) // 2)
+                continue
             failed += _train_group(desk, program, text, group, stop)
     return failed
 
@@ -75,12 +95,57 @@ class Group:
     start: int
 
 
-def groups_of(runs: tuple[PlannedRun, ...], folder: SweepFolder, strategy: Strategy) -> list[Group]:
-    """One run at a time, or all that stand at the same step."""
-    starts = {run: latest_step(folder.run(run).checkpoints) for run in runs}
-    if strategy == "sequential":
-        return [Group((run,), start) for run, start in starts.items()]
-    return [Group(tuple(r for r in runs if starts[r] == step), step) for step in sorted(set(starts.values()))]
+def most_lanes(config: RunConfig, strategy: Strategy, limit: float) -> int:
+    """How many lanes of a structure may train together, by strategy and estimated memory; one may always be tried."""
+    return 1 if strategy == "sequential" else max(1, lanes_that_fit(config, int(limit)))
+
+
+def groups_of(runs: Sequence[PlannedRun], starts: Mapping[PlannedRun, int], most: int) -> list[Group]:
+    """Those that stand at the same step, in groups of at most `most`, every run once."""
+    groups = []
+    for start in dict.fromkeys(starts[run] for run in runs):
+        alike = [run for run in runs if starts[run] == start]
+        ends = list(itertools.accumulate(group_sizes(len(alike), most)))
+        groups += [Group(tuple(alike[a:b]), start) for a, b in itertools.pairwise([0, *ends])]
+    return groups
+
+
+DOUBTFUL = 1.5
+"""Where so many times the estimate is more than there is, a lone run's program is compiled before anything trains."""
+
+
+def refuse_what_does_not_fit(
+    runs: Sequence[PlannedRun], programs: Programs, parts: Split, strategy: Strategy, budget: Budget
+) -> None:
+    """Refuse runs that no splitting helps, before anything trains.
+
+    Where the state alone is too large, nothing is compiled. Where the estimate only makes it doubtful, the program is
+    compiled, largest first, and its own analysis decides; it is kept for the training.
+
+    Raises:
+        InputError: names the run, what it needs, what there is, and the ways out.
+    """
+    packs = sorted(pack_runs(runs), key=lambda pack: program_bytes(pack.config, 1), reverse=True)
+    for pack in packs:
+        _refuse_above(budget, pack, state_bytes(pack.config), "for parameters and optimizer alone")
+    for pack in packs:
+        if DOUBTFUL * program_bytes(pack.config, 1) > budget.limit:
+            print(f"{pack.runs[0].title}: about as much memory as there is ({budget}); compiling it to know.")
+            shape = text_of(parts, pack.config).validation_MxBxT1.shape
+            program = programs.get(pack.config, None if strategy == "sequential" else 1, shape)
+            _refuse_above(budget, pack, compiled_bytes(program) or 0, "by its compiled program's own analysis")
+
+
+def _refuse_above(budget: Budget, pack: Pack, needed: int, source: str) -> None:
+    if needed <= budget.limit:
+        return
+    raise InputError(
+        "memory_limit",
+        f"{amount(budget.limit)} ({budget.basis})",
+        f"a single run of {pack.runs[0].arm} {pack.runs[0].scale} needs {amount(needed)} {source}",
+        "Take a smaller scale, training.batch_size or training.sequence_length, or "
+        + ("raise memory_limit." if budget.asked else "a device with more memory."),
+    )
 
 
 def _train_group(desk: Desk, program: Program, text: Text, group: Group, stop: Callable[[], bool]) -> int:
