@@ -13,6 +13,10 @@ import pytest
 hypothesis.settings.register_profile("stability", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("stability")
 
+# Eight CPU devices, whatever the machine has; a program lies on the first unless a test says otherwise. Now, because
+# JAX looks at its devices when the first test module is imported.
+jax.config.update("jax_num_cpu_devices", 8)
+
 TINY = [
     "model.width=16",
     "model.depth=1",

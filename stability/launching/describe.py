@@ -4,17 +4,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from stability.launching.calibration import Calibration
-from stability.launching.memory import Budget, activation_bytes, amount, program_bytes, state_bytes
+from stability.launching.devices import Layout
+from stability.launching.memory import Budget, activation_bytes, amount, state_bytes
 from stability.launching.plan import Pack, PlannedRun, group_sizes, pack_runs
-from stability.launching.work import most_lanes
 from stability.tracking.console import counted, duration
-from stability.training.lanes import Strategy
 
 
 def describe(
     runs: Sequence[PlannedRun],
     unfinished: Sequence[PlannedRun],
-    strategy: Strategy,
+    layout: Layout,
     budget: Budget,
     calibration: Calibration | None,
 ) -> str:
@@ -26,12 +25,12 @@ def describe(
     Args:
         runs: the whole sweep, at least one.
         unfinished: those of them to train.
-        strategy: how lanes run.
+        layout: how lanes run, and where.
         budget: what memory there is.
         calibration: what time is foretold from; None leaves it out.
     """
     packs = pack_runs(unfinished)
-    groups = [group_sizes(len(pack.runs), most_lanes(pack.config, strategy, budget.limit)) for pack in packs]
+    groups = [group_sizes(len(pack.runs), layout.most_lanes(pack.config, budget.limit)) for pack in packs]
     seats = {run.fingerprint: i for i, pack in enumerate(packs) for run in pack.runs}
     seconds = [_seconds(pack, sizes, calibration) for pack, sizes in zip(packs, groups, strict=True)]
     rows: dict[tuple[str, str, int], list[PlannedRun]] = {}
@@ -41,17 +40,17 @@ def describe(
     table = [_header(shared, calibration is not None)]
     for members in rows.values():
         places = [seats[run.fingerprint] for run in members if run.fingerprint in seats]
-        table.append(_cells(members, places, groups, seconds, shared, calibration is not None))
+        table.append(_cells(members, places, groups, seconds, layout, shared, calibration is not None))
     lines = _aligned(table)
-    programs = sum(len(set(sizes)) for sizes in groups)
+    programs = sum(_programs(sizes, layout) for sizes in groups)
     total = [counted(len(unfinished), "run"), counted(len(packs), "pack"), counted(programs, "program")]
     tokens, flops = sum(run.config.tokens for run in unfinished), sum(run.flops for run in unfinished)
     lines.append(", ".join([*total, f"{tokens:,} tokens", f"{flops:.2e} FLOPs"]))
     if done := len(runs) - len(unfinished):
         lines[-1] += f"; {counted(done, 'run')} of {len(runs):,} already done"
     if packs:
-        lines.append(_memory(packs, groups, strategy, budget))
-        lines.append(_time(packs, groups, seconds, calibration))
+        lines.append(_memory(packs, groups, layout, budget))
+        lines.append(_time(packs, groups, seconds, layout, calibration))
     return "\n".join(lines)
 
 
@@ -65,6 +64,7 @@ def _cells(
     places: Sequence[int],
     groups: Sequence[Sequence[int]],
     seconds: Sequence[float],
+    layout: Layout,
     shared: bool,
     timed: bool,
 ) -> list[str]:
@@ -85,7 +85,7 @@ def _cells(
     if shared:
         cells.append(",".join(str(pack + 1) for pack in packs) or "-")
     largest = max((max(groups[pack]) for pack in packs), default=0)
-    cells += [_lanes(groups[packs[0]]) if packs else "-", amount(program_bytes(config, largest)) if packs else "-"]
+    cells += [_lanes(groups[packs[0]]) if packs else "-", amount(layout.memory(config, largest)) if packs else "-"]
     if timed:
         cells.append(duration(sum(seconds[place] / sum(groups[place]) for place in places)) if packs else "-")
     return cells
@@ -123,15 +123,20 @@ def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _memory(packs: Sequence[Pack], groups: Sequence[Sequence[int]], strategy: Strategy, budget: Budget) -> str:
+def _memory(packs: Sequence[Pack], groups: Sequence[Sequence[int]], layout: Layout, budget: Budget) -> str:
     """What the largest program needs; of how much, where that decides anything."""
-    needed = max(program_bytes(pack.config, max(sizes)) for pack, sizes in zip(packs, groups, strict=True))
+    needed = max(layout.memory(pack.config, max(sizes)) for pack, sizes in zip(packs, groups, strict=True))
     line = f"Memory: {amount(needed)} at most at a time, by an estimate"
     if needed > budget.limit:
         return f"{line}: more than there is ({budget}). Whether it fits is known once it is compiled, before training."
-    if strategy != "sequential" or budget.asked:
+    if layout.strategy != "sequential" or budget.asked:
         line += f", of {budget}"
     return line + "."
+
+
+def _programs(sizes: Sequence[int], layout: Layout) -> int:
+    """How many programs a pack's groups take."""
+    return len({layout.program_size(size, max(sizes)) for size in sizes})
 
 
 def _seconds(pack: Pack, sizes: Sequence[int], calibration: Calibration | None) -> float:
@@ -142,13 +147,18 @@ def _seconds(pack: Pack, sizes: Sequence[int], calibration: Calibration | None) 
 
 
 def _time(
-    packs: Sequence[Pack], groups: Sequence[Sequence[int]], seconds: Sequence[float], calibration: Calibration | None
+    packs: Sequence[Pack],
+    groups: Sequence[Sequence[int]],
+    seconds: Sequence[float],
+    layout: Layout,
+    calibration: Calibration | None,
 ) -> str:
     """How long it takes, and how that is known."""
     if calibration is None:
         return "Time: this machine is not calibrated; calibrate=true does it, in about a minute."
     compiling = sum(
-        len(set(sizes)) * calibration.program_seconds(pack.config) for pack, sizes in zip(packs, groups, strict=True)
+        _programs(sizes, layout) * calibration.program_seconds(pack.config)
+        for pack, sizes in zip(packs, groups, strict=True)
     )
     return (
         f"Time: about {duration(sum(seconds) + compiling)}, of it {duration(compiling)} compiling what is not in the "

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import jax
-
 from stability.analysis import analyze, format_claims, format_table
 from stability.analysis.claims import parse_claims
 from stability.analysis.quantities import parse_quantities
@@ -18,6 +16,7 @@ from stability.errors import InputError
 from stability.launching.calibration import calibrate, known_calibration
 from stability.launching.compilation_cache import keep_compiled_programs
 from stability.launching.describe import describe
+from stability.launching.devices import Layout, check_mesh, choose_layout, show_every_core
 from stability.launching.folder import SweepFolder, check_folder, open_folder
 from stability.launching.grid import Request
 from stability.launching.journal import Desk
@@ -33,7 +32,7 @@ from stability.tracking.live import RunFacts, console_for
 from stability.tracking.record import TERMINAL
 from stability.tracking.tracker import Background
 from stability.tracking.trackers import TrackerSettings, find_tracker
-from stability.training.lanes import Programs, Strategy
+from stability.training.lanes import Programs
 from stability.training.loop import Interrupted
 
 RESULTS = "results"
@@ -49,6 +48,7 @@ def launch(request: Request) -> int:
     Raises:
         InputError: something in the request cannot be; nothing has been written.
     """
+    show_every_core()
     tracking = request.execution.tracking
     make_tracker = find_tracker(tracking.name, tracking.mode)  # refuses now rather than in mid-training
     corpus, configs = _resolved(request)
@@ -70,21 +70,25 @@ def launch(request: Request) -> int:
     if lender:
         lent = lendable(SweepFolder(path, ""), unfinished, lender)
         unfinished = [run for run in unfinished if run not in lent]
-    strategy, _ = choose_lanes(request.execution.lanes, jax.default_backend())
+    packs = pack_runs(unfinished)
+    layout = choose_layout(
+        request.execution.lanes, request.execution.mesh, max((len(pack.runs) for pack in packs), default=1)
+    )
+    check_mesh([pack.config for pack in packs], layout)
     budget = find_budget(request.execution.memory_limit)
     if request.execution.dry_run:
-        print(describe(runs, unfinished, strategy, budget, calibration))
+        print(describe(runs, unfinished, layout, budget, calibration))
         print(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
     keep_compiled_programs()
     programs = Programs()
-    refuse_what_does_not_fit(unfinished, programs, parts, strategy, budget)
+    refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
     folder = open_folder(path, manifest, sweep, request.definition, runs, request.ladder, request.command)
     if lender:
         copied = reuse(folder, _unfinished(folder, runs), lender)
         print(f"Took over {counted(copied, 'result')} from {lender}.")
     with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), print) as tracker:
-        code = _train_all(request, sweep, folder, runs, parts, tracker, programs, budget)
+        code = _train_all(request, sweep, folder, runs, parts, tracker, programs, layout, budget)
         if code == EXIT_INTERRUPTED:
             return code
         tracker.settle()
@@ -129,15 +133,6 @@ def _resolved(request: Request) -> tuple[Corpus | ShardedCorpus, tuple[RunConfig
     return corpus, tuple(distinct.values())
 
 
-def choose_lanes(lanes: str, device: str) -> tuple[Strategy, str]:
-    """The strategy for a device, and why."""
-    if lanes != "auto":
-        return ("vmap" if lanes == "vmap" else "sequential"), "as asked"
-    if device == "cpu":
-        return "sequential", "on CPU one run after the other is as fast as vmap, in a fraction of the memory"
-    return "vmap", "one accelerator is best filled by many lanes at once"
-
-
 def _unfinished(folder: SweepFolder, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
     """The runs that have no result yet."""
     return [run for run in runs if (folder.run(run).read_summary() or {}).get("status") not in TERMINAL]
@@ -151,12 +146,12 @@ def _train_all(
     parts: Split,
     tracker: Background,
     programs: Programs,
+    layout: Layout,
     budget: Budget,
 ) -> int:
     """Train every run that has no result yet, and say how it went; an exit code."""
     unfinished = _unfinished(folder, runs)
     packs = pack_runs(unfinished)
-    strategy, why = choose_lanes(request.execution.lanes, jax.default_backend())
     console = console_for(
         request.execution.progress,
         {run.fingerprint: _facts(run) for pack in packs for run in pack.runs},
@@ -170,13 +165,13 @@ def _train_all(
     console.say(f"{sweep}: {todo}; {folder.path}")
     if not unfinished:
         return 0
-    console.say(f"device: {device_description()}; lanes: {strategy} ({why})")
+    console.say(f"device: {device_description()}; lanes: {layout.strategy} ({layout.why})")
     began = time.perf_counter()
     tracker.warn_with(console.say)
-    desk = Desk(sweep, folder, console, tracker, provenance(request.execution, strategy, request.command))
+    desk = Desk(sweep, folder, console, tracker, provenance(request.execution, layout.strategy, request.command))
     try:
         with stop_flag(console.say) as stop:
-            failed = train_runs(desk, programs, unfinished, parts, strategy, budget, stop)
+            failed = train_runs(desk, programs, unfinished, parts, layout, budget, stop)
     except Interrupted:
         console.close()
         console.say(f"Stopped; nothing is lost. To go on, run the same command again:\n  {request.command}")

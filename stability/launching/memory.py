@@ -80,8 +80,8 @@ def activation_bytes(config: RunConfig) -> int:
     return round(max(kept, FLOAT32 * STATES * parameter_count(config)))
 
 
-def program_bytes(config: RunConfig, lanes: int, devices: int = 1) -> int:
-    """What one device needs while `lanes` runs of a structure train together, `lanes / devices` of them on each device.
+def program_bytes(config: RunConfig, lanes: int, places: int = 1, data: int = 1, fsdp: int = 1) -> int:
+    """What one device needs while `lanes` runs of a structure train together, `lanes / places` of them at each place.
 
     State, batches of a dispatch (the next one is there before the last is done), validation text, and the larger of what
     a step holds and what resuming does: each lane's checkpoint before all are stacked.
@@ -89,14 +89,16 @@ def program_bytes(config: RunConfig, lanes: int, devices: int = 1) -> int:
     Args:
         config: resolved; any of the structure.
         lanes: how many runs train together, at least 1.
-        devices: over how many devices the lanes are spread.
+        places: over how many places, of data x fsdp devices each, the lanes are spread.
+        data: devices that divide a lane's batch among them.
+        fsdp: devices that divide a lane's state and batch among them.
     """
-    here = -(-lanes // devices)
+    here = -(-lanes // places)
     training = config.training
     row = 4 * (training.sequence_length + 1)
     batches = 2 * STEPS_PER_DISPATCH * training.batch_size * row
-    state = state_bytes(config)
-    lane = state + batches + max(activation_bytes(config), 2 * state)
+    state, activations = state_bytes(config) / fsdp, activation_bytes(config) / (data * fsdp)
+    lane = round(state + batches / (data * fsdp) + max(activations, 2 * state))
     return here * lane + training.validation_sequences * row
 
 
@@ -118,11 +120,14 @@ def _function_bytes(function: Any) -> int | None:
     return int(analysis.argument_size_in_bytes + new + analysis.temp_size_in_bytes)
 
 
-def lanes_that_fit(config: RunConfig, limit: int, devices: int = 1) -> int:
-    """How many lanes of a structure fit into `limit` bytes on each device, by the estimate; 0 if not even one does."""
-    one = program_bytes(config, 1)
-    each = program_bytes(config, 2) - one
-    return max(0, (limit - one) // each + 1) * devices
+def lanes_that_fit(config: RunConfig, limit: int, places: int = 1, data: int = 1, fsdp: int = 1) -> int:
+    """How many lanes of a structure fit into `limit` bytes on each device, by the estimate; 0 if not even one does.
+
+    Places and devices as for `program_bytes`.
+    """
+    one = program_bytes(config, 1, 1, data, fsdp)
+    each = program_bytes(config, 2, 1, data, fsdp) - one
+    return max(0, (limit - one) // each + 1) * places
 
 
 @dataclass(frozen=True)

@@ -80,13 +80,31 @@ class Sweep:
     expect: dict[str, str] = field(default_factory=dict)
 
 
+LanesChoice = Literal["auto", "sequential", "vmap", "sharded"]
+
+
+@settings
+@dataclass(frozen=True, kw_only=True)
+class MeshSettings:
+    """Devices that share the work of one lane (`stability.training.mesh`).
+
+    Attributes:
+        data: among which a run's batch is divided.
+        fsdp: among which its parameters and optimizer state are divided too.
+    """
+
+    data: Count = 1
+    fsdp: Count = 1
+
+
 @settings
 @dataclass(frozen=True, kw_only=True)
 class Execution:
     """How and where to run, and what to show; none of it changes what a run is.
 
     Attributes:
-        lanes: how runs of one structure share their program.
+        lanes: how runs of one structure share their program (`stability.training.lanes`).
+        mesh: devices that share the work of one lane.
         output_dir: where the results go; None is results/SWEEP.
         reuse_from: where finished runs may be copied from.
         dry_run: print the plan and stop.
@@ -98,7 +116,8 @@ class Execution:
         tracking: who follows the runs beside their own files.
     """
 
-    lanes: Literal["auto", "sequential", "vmap"] = "auto"
+    lanes: LanesChoice = "auto"
+    mesh: MeshSettings = field(default_factory=MeshSettings)
     output_dir: str | None = None
     reuse_from: str | None = None
     dry_run: bool = False

@@ -12,11 +12,12 @@ from stability.config import RunConfig
 from stability.data.batches import Batches, validation_windows
 from stability.data.sequence import Split
 from stability.errors import InputError
+from stability.launching.devices import Layout
 from stability.launching.journal import Desk, RunJournal
-from stability.launching.memory import Budget, amount, compiled_bytes, lanes_that_fit, program_bytes, state_bytes
+from stability.launching.memory import Budget, amount, state_bytes
 from stability.launching.plan import Pack, PlannedRun, group_sizes, pack_runs
 from stability.training.checkpoint import Checkpoints, latest_step
-from stability.training.lanes import Program, Programs, Strategy
+from stability.training.lanes import Program, Programs
 from stability.training.loop import Interrupted, Lane, train
 
 
@@ -45,7 +46,7 @@ def train_runs(
     programs: Programs,
     runs: Sequence[PlannedRun],
     parts: Split,
-    strategy: Strategy,
+    layout: Layout,
     budget: Budget,
     stop: Callable[[], bool],
 ) -> int:
@@ -61,27 +62,28 @@ def train_runs(
     for pack in pack_runs(runs):
         text = text_of(parts, pack.config)
         starts = {run: latest_step(desk.folder.run(run).checkpoints) for run in pack.runs}
-        waiting = groups_of(pack.runs, starts, most_lanes(pack.config, strategy, budget.limit / correction))
+        waiting = groups_of(pack.runs, starts, layout.most_lanes(pack.config, budget.limit / correction))
+        largest = max(len(group.runs) for group in waiting)
         while waiting:
             if stop():
                 raise Interrupted
             group = waiting.pop(0)
             desk.console.started([run.fingerprint for run in group.runs])
-            known = len(programs.compiled)
-            lanes = None if strategy == "sequential" else len(group.runs)
-            program = programs.get(pack.config, lanes, text.validation_MxBxT1.shape)
+            known, size = len(programs.compiled), layout.program_size(len(group.runs), largest)
+            program = programs.get(pack.config, layout.seats(size), text.validation_MxBxT1.shape, layout.mesh(size))
             if len(programs.compiled) > known:
                 desk.console.compiled(program.compile_seconds)
-            needed = compiled_bytes(program)
+            needed = layout.compiled_memory(program, size)
             if needed is not None:
-                correction = needed / program_bytes(pack.config, len(group.runs))
-            if needed is not None and needed > budget.limit and len(group.runs) > 1:
+                correction = needed / layout.memory(pack.config, size)
+            if needed is not None and needed > budget.limit and size > 1:
                 desk.console.say(
-                    f"{len(group.runs)} lanes of {pack.runs[0].scale} need {amount(needed)}, more than there is "
+                    f"{size} lanes of {pack.runs[0].scale} need {amount(needed)}, more than there is "
                     f"({budget}): half of them at a time."
                 )
                 rest = [run for other in (group, *waiting) for run in other.runs]
-                waiting = groups_of(rest, starts, len(group.runs) // 2)
+                waiting = groups_of(rest, starts, size // 2)
+                largest = max(len(other.runs) for other in waiting)
                 continue
             failed += _train_group(desk, program, text, group, stop)
     return failed
@@ -93,11 +95,6 @@ class Group:
 
     runs: tuple[PlannedRun, ...]
     start: int
-
-
-def most_lanes(config: RunConfig, strategy: Strategy, limit: float) -> int:
-    """How many lanes of a structure may train together, by strategy and estimated memory; one may always be tried."""
-    return 1 if strategy == "sequential" else max(1, lanes_that_fit(config, int(limit)))
 
 
 def groups_of(runs: Sequence[PlannedRun], starts: Mapping[PlannedRun, int], most: int) -> list[Group]:
@@ -115,7 +112,7 @@ DOUBTFUL = 1.5
 
 
 def refuse_what_does_not_fit(
-    runs: Sequence[PlannedRun], programs: Programs, parts: Split, strategy: Strategy, budget: Budget
+    runs: Sequence[PlannedRun], programs: Programs, parts: Split, layout: Layout, budget: Budget
 ) -> None:
     """Refuse runs that no splitting helps, before anything trains.
 
@@ -125,15 +122,17 @@ def refuse_what_does_not_fit(
     Raises:
         InputError: names the run, what it needs, what there is, and the ways out.
     """
-    packs = sorted(pack_runs(runs), key=lambda pack: program_bytes(pack.config, 1), reverse=True)
+    packs = sorted(pack_runs(runs), key=lambda pack: layout.memory(pack.config, 1), reverse=True)
     for pack in packs:
-        _refuse_above(budget, pack, state_bytes(pack.config), "for parameters and optimizer alone")
+        _refuse_above(budget, pack, state_bytes(pack.config) // layout.fsdp, "for parameters and optimizer alone")
     for pack in packs:
-        if DOUBTFUL * program_bytes(pack.config, 1) > budget.limit:
+        if DOUBTFUL * layout.memory(pack.config, 1) > budget.limit:
             print(f"{pack.runs[0].title}: about as much memory as there is ({budget}); compiling it to know.")
             shape = text_of(parts, pack.config).validation_MxBxT1.shape
-            program = programs.get(pack.config, None if strategy == "sequential" else 1, shape)
-            _refuse_above(budget, pack, compiled_bytes(program) or 0, "by its compiled program's own analysis")
+            program = programs.get(pack.config, layout.seats(1), shape, layout.mesh(1))
+            _refuse_above(
+                budget, pack, layout.compiled_memory(program, 1) or 0, "by its compiled program's own analysis"
+            )
 
 
 def _refuse_above(budget: Budget, pack: Pack, needed: int, source: str) -> None:
