@@ -31,7 +31,7 @@ from quick import QUICKLY
 
 import stability
 from stability.analysis import format_table
-from stability.launching import launch, plan
+from stability.launching import launch
 from stability.tracking.wandb import WandbTracker
 from stability.training import lanes
 
@@ -137,7 +137,7 @@ def tiny_ladder() -> dict[str, Any]:
     return ladder | {"model": ladder["model"] | model, "training": ladder["training"] | training}
 
 
-compile_program, state_bytes, load_corpus = lanes.compile_program, plan.state_bytes, functools.cache(launch.load_corpus)
+compile_program, load_corpus = lanes.compile_program, functools.cache(launch.load_corpus)
 _first_of_structure: dict[object, Any] = {}
 
 
@@ -152,9 +152,6 @@ def quick_program(config: Any, count: int | None, shape: tuple[int, ...]) -> lan
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICKLY))
         return compile_program(config, count, shape)
-
-
-known_state_bytes = functools.cache(state_bytes)
 
 
 def execute(words: Sequence[str]) -> str:
@@ -174,7 +171,6 @@ def execute(words: Sequence[str]) -> str:
         patch.setattr(sys, "argv", [module, *words[3:]])
         patch.setattr(sys, "orig_argv", ["python", *words[1:]])
         patch.setattr(lanes, "compile_program", lambda config, *rest: quick_program(first_alike(config), *rest))
-        patch.setattr(plan, "state_bytes", lambda config: known_state_bytes(first_alike(config)))
         patch.setattr(launch, "load_corpus", load_corpus)
         main = importlib.import_module(module).main
         code = main() if module == "stability.run" else main(list(words[3:]))

@@ -10,8 +10,10 @@ from stability.analysis.claims.vocabulary import Curve
 from stability.analysis.quantities import parse_quantities
 from stability.command_line import config_folders
 from stability.config import resolve, validate
+from stability.launching.describe import describe
 from stability.launching.grid import Request
-from stability.launching.plan import PlannedRun, describe, plan_runs, state_bytes
+from stability.launching.memory import Budget, state_bytes
+from stability.launching.plan import PlannedRun, plan_runs
 from tests.test_interventions import compose
 
 SWEEPS = sorted(path.stem for path in (config_folders().sweeps / "sweep").glob("*.yaml"))
@@ -109,7 +111,7 @@ def test_the_micro_ladder_has_heads_of_16() -> None:
     assert {config["model.head_dim"] for config in planned("mup", "micro")[0].ladder.scales.values()} == {16}
 
 
-def test_every_paper_scale_evaluates_abstractly_to_its_size() -> None:
+def test_every_paper_scale_is_counted_to_its_size() -> None:
     request, runs = planned("logit_growth_forecast", "paper")
     configs = {run.scale: run.config for run in runs}
     configs |= {run.scale: run.config for sweep in ("width_vs_depth", "mup") for run in planned(sweep, "paper")[1]}
@@ -132,6 +134,7 @@ def test_a_sweep_s_lengths_follow_the_steps_that_one_asks_for() -> None:
 
 
 def test_the_plan_says_what_the_state_takes() -> None:
-    text = describe(planned("qk_layernorm", "paper")[1])
+    runs = planned("qk_layernorm", "paper")[1]
+    text = describe(runs, runs, "sequential", Budget(10**12, "here"), None)
     assert "14.5 GB" in text
     assert "1,207,959,552" in text

@@ -1,7 +1,7 @@
 """Runs to programs, and the folder that a sweep may use: what extends it, what is refused, what is written when."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from stability.config import RunConfig, resolve
 from stability.errors import InputError
+from stability.launching.calibration import Calibration
+from stability.launching.describe import describe
 from stability.launching.folder import SweepFolder, check_folder, open_folder
-from stability.launching.plan import PlannedRun, describe, flops_per_token, pack_runs, plan_runs
+from stability.launching.memory import Budget, program_bytes
+from stability.launching.plan import PlannedRun, flops_per_token, pack_runs, plan_runs
 from stability.launching.settings import Ladder, Sweep
 from stability.tracking.record import read_json
 from stability.typed import from_mapping
@@ -174,12 +177,54 @@ def test_the_plan_tells_size_runs_programs_and_tokens() -> None:
             for seed in (0, 1, 2)
         )
     )
-    heading, small, large, total = describe(runs).splitlines()
+    heading, small, large, total, memory, time = told(runs).splitlines()
     assert heading.split()[:3] == ["scale", "arm", "N"]
-    assert small.split()[:6] == ["small", "default", "12,288", "3", "50", "6,400"]
-    assert large.split()[:6] == ["large", "default", "98,304", "3", "50", "6,400"]
-    assert total.startswith("6 runs, 2 programs, 38,400 tokens, ")
+    assert small.split()[:7] == ["small", "default", "12,288", "3", "50", "6.4", "k"]
+    assert large.split()[:7] == ["large", "default", "98,304", "3", "50", "6.4", "k"]
+    assert total.startswith("6 runs, 2 packs, 2 programs, 38,400 tokens, ")
     assert float(total.split()[-2]) == pytest.approx(sum(planned.flops for planned in runs), rel=0.01)
+    assert memory.startswith("Memory: ")
+    assert "calibrate=true" in time
+
+
+def told(runs: Sequence[PlannedRun], unfinished: Sequence[PlannedRun] | None = None, **settings: Any) -> str:
+    """The plan in words, on a machine with a gigabyte that is not calibrated, unless the settings say otherwise."""
+    defaults = {"strategy": "sequential", "budget": Budget(10**9, "here"), "calibration": None}
+    return describe(runs, runs if unfinished is None else unfinished, **(defaults | settings))
+
+
+CALIBRATION = Calibration(
+    date="2026-01-01", device="a test", matmul_flops={"float32": 1e9, "bfloat16": 1e9}, seconds_per_step=0.1,
+    seconds_per_flop=0.0, seconds_per_byte=0.0, compile_seconds=10.0, compile_seconds_per_block=5.0, start_seconds=0.0,
+    largest_error=0.0,
+)  # fmt: skip
+
+
+def test_a_plan_with_lanes_tells_groups_memory_and_time() -> None:
+    configs = [run(seed=seed, training__steps=1000, training__validation_sequences=1) for seed in range(10)]
+    runs = plan(*configs)
+    budget = Budget(program_bytes(configs[0], 4), "as asked", asked=True)
+    text = told(runs, strategy="vmap", budget=budget, calibration=CALIBRATION)
+    _, row, total, memory, time = text.splitlines()
+    assert "  4+3+3  " in row
+    assert row.endswith("5:00 min"), "three groups of 1000 steps of 0.1 s"
+    assert total.startswith("10 runs, 1 pack, 2 programs, ")
+    assert str(budget) in memory
+    assert "more than there is" not in memory
+    assert time.startswith("Time: about 5:30 min, of it 30 s compiling")
+    assert "more than there is" in told(runs, budget=Budget(1000, "here"))
+
+
+def test_a_plan_tells_what_is_done_and_which_rows_share_a_program() -> None:
+    runs = plan(*(run(seed=seed, loss__z_loss=z) for seed in (0, 1) for z in (0.0, 1e-4)))
+    heading, first, second, total, *_ = told(runs, runs[1:]).splitlines()
+    assert "pack" in heading.split()
+    assert "1 of 2" in first
+    assert "1 of 2" not in second
+    assert total.startswith("3 runs, 1 pack, 1 program, ")
+    assert total.endswith("; 1 run of 4 already done")
+    assert told(runs, []).splitlines()[-1].endswith("; 4 runs of 4 already done")
+    assert max(map(len, told(runs).splitlines())) <= 130
 
 
 def test_a_long_arm_stays_apart_from_the_numbers_beside_it() -> None:
@@ -187,7 +232,7 @@ def test_a_long_arm_stays_apart_from_the_numbers_beside_it() -> None:
         {"optimizer__decayed_roles": ["embedding", "head"], "loss__z_loss": 0.0, "model__qk_layernorm": "whole_width"},
         {"optimizer__decayed_roles": ["gain"]},
     ]
-    for line, planned in zip(describe(plan(*(run(**kind) for kind in kinds))).splitlines()[1:], kinds, strict=False):
+    for line, planned in zip(told(plan(*(run(**kind) for kind in kinds))).splitlines()[1:], kinds, strict=False):
         assert " 12,288 " in line, planned
 
 

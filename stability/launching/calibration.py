@@ -1,10 +1,11 @@
 """How fast this machine is: measured once on small programs, kept in the user's cache folder, used to foretell time.
 
-A step takes  overhead + FLOPs / rate + bytes / bandwidth,  FLOPs and bytes (of what the step keeps) as the plan estimates
-them; a program takes so long to compile, more with every block. Four non-negative numbers of each are fitted to a few
-real structures, so that no step is foretold faster than matrix products run here.
+A step takes  overhead + FLOPs / rate + bytes / bandwidth,  FLOPs and bytes (of what the step keeps) as the plan
+estimates them; a program takes so long to compile, more with every block. The coefficients, none negative, fit a
+few real structures, and no step is foretold faster than matrix products run here.
 """
 
+import dataclasses
 import hashlib
 import json
 import statistics
@@ -59,6 +60,7 @@ class Calibration:
         compile_seconds_per_block: what each block adds.
         start_seconds: from one run to the next: record, journal, fresh state.
         largest_error: of the fit over what was measured, as a fraction of a step's time.
+        others: how many processes ran beside the measurement, by the load average before it.
     """
 
     date: str
@@ -71,6 +73,7 @@ class Calibration:
     compile_seconds_per_block: float
     start_seconds: float
     largest_error: float
+    others: float = 0.0
 
     def step_seconds(self, config: RunConfig, lanes: int = 1) -> float:
         """One step of `lanes` runs at once."""
@@ -110,10 +113,11 @@ def known_calibration() -> Calibration | None:
 def calibrate() -> Calibration:
     """Measure this machine and keep the result, where the cache folder can be written."""
     kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    others = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     with compiling_anew():
         subjects = [_measured(shape) for shape in SHAPES[kind]]
     peaks = {precision: matmul_flops(precision) for precision in ("float32", "bfloat16")}
-    found = fit(subjects, peaks, device_description())
+    found = dataclasses.replace(fit(subjects, peaks, device_description()), others=round(others, 1))
     path = calibration_path()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

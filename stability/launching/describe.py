@@ -1,5 +1,6 @@
 """The plan as people read it: for each scale and arm what its runs are, need and take. Compiles and writes nothing."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 
@@ -160,7 +161,9 @@ def _time(
         _programs(sizes, layout) * calibration.program_seconds(pack.config)
         for pack, sizes in zip(packs, groups, strict=True)
     )
+    cores = os.cpu_count() or 1
+    busy = f", which were busy ({calibration.others:g} processes)" if calibration.others > cores / 2 else ""
     return (
         f"Time: about {duration(sum(seconds) + compiling)}, of it {duration(compiling)} compiling what is not in the "
-        f"cache, by the calibration of {calibration.date} on {calibration.device}."
+        f"cache, by the calibration of {calibration.date} on {calibration.device}{busy}."
     )

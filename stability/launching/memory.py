@@ -57,9 +57,9 @@ def activation_bytes(config: RunConfig) -> int:
         a = c (STREAMS S D + LOGITS S V + N (ATTENTION_STREAMS S D + QK_STREAMS S D + ATTENTION_WEIGHTS B H T^2
                                              + MLP_STREAMS S D + MLP_HIDDENS S F)),
 
-    QK_STREAMS once for qk-layernorm and once for kappa, a sublayer's terms only where the config has it. At the end of the
-    update it is gradients, updates, and new parameters and moments beside the old: u = 4 STATES P. Each phase uses the
-    other's memory again. Logits and attention weights are float32 in every precision (c = 4); XLA on a CPU holds
+    QK_STREAMS once for qk-layernorm and once for kappa, a sublayer's terms only where the config has it. At the end of
+    the update it is gradients, updates, and new parameters and moments beside the old: u = 4 STATES P. Each phase uses
+    the other's memory again. Logits and attention weights are float32 in every precision (c = 4); XLA on a CPU holds
     everything as float32, elsewhere bfloat16 streams count 2 bytes.
 
     Args:
@@ -83,8 +83,8 @@ def activation_bytes(config: RunConfig) -> int:
 def program_bytes(config: RunConfig, lanes: int, places: int = 1, data: int = 1, fsdp: int = 1) -> int:
     """What one device needs while `lanes` runs of a structure train together, `lanes / places` of them at each place.
 
-    State, batches of a dispatch (the next one is there before the last is done), validation text, and the larger of what
-    a step holds and what resuming does: each lane's checkpoint before all are stacked.
+    State, batches of a dispatch (the next one is there before the last is done), validation text, and the larger of
+    what a step holds and what resuming does: each lane's checkpoint before all are stacked.
 
     Args:
         config: resolved; any of the structure.
@@ -105,8 +105,7 @@ def program_bytes(config: RunConfig, lanes: int, places: int = 1, data: int = 1,
 def compiled_bytes(program: Program) -> int | None:
     """What one device needs for a compiled program, by the program's own analysis; None where there is none.
 
-    The largest of its functions: arguments, results that take no argument's place, and temporary memory; and the batches
-    that wait.
+    The largest of its functions: arguments, results that take no argument's place, and temporary memory.
     """
     sizes = [_function_bytes(function) for function in (program.start, program.advance, program.evaluate)]
     return None if None in sizes else max(size for size in sizes if size is not None)
