@@ -12,10 +12,10 @@ from stability.launching.calibration import (
     calibration_config,
     calibration_path,
     fit,
+    keep,
     known_calibration,
     matmul_flops,
 )
-from stability.tracking.record import write_json
 from tests.conftest import TINY, Command
 
 TRUTH = Calibration(
@@ -63,8 +63,8 @@ def test_a_calibration_is_found_again_on_this_machine_only(cache: Path, monkeypa
     assert known_calibration() is None
     path = calibration_path()
     assert cache in path.parents
-    path.parent.mkdir(parents=True)
-    write_json(path, dataclasses.asdict(TRUTH))
+    keep(TRUTH)
+    assert path.is_file()
     assert known_calibration() == TRUTH
     for name in ("processor", "device_description"):
         with monkeypatch.context() as patch:
@@ -72,7 +72,7 @@ def test_a_calibration_is_found_again_on_this_machine_only(cache: Path, monkeypa
             assert known_calibration() is None
     path.write_text('{"date"')
     assert known_calibration() is None
-    path.write_text('{"date": "2026-01-01"}')
+    path.write_text('{"schema_version": 1, "calibration": {"date": "2026-01-01"}}')
     assert known_calibration() is None
 
 

@@ -7,7 +7,6 @@ few real structures, and no step is foretold faster than matrix products run her
 
 import dataclasses
 import hashlib
-import json
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from stability.launching.compilation_cache import processor
 from stability.launching.memory import activation_bytes
 from stability.launching.plan import flops_per_token
 from stability.launching.provenance import device_description
-from stability.tracking.record import read_json, write_json
+from stability.tracking.record import SCHEMA_VERSION, read_json, write_json
 from stability.training.lanes import STEPS_PER_DISPATCH, Program, compile_program
 from stability.typed import from_mapping
 
@@ -105,9 +104,17 @@ def calibration_path() -> Path:
 def known_calibration() -> Calibration | None:
     """The calibration of this machine, None where there is none that can be read."""
     try:
-        return from_mapping(Calibration, read_json(calibration_path()))
-    except (OSError, InputError, json.JSONDecodeError):
+        return from_mapping(Calibration, read_json(calibration_path())["calibration"])
+    except (OSError, KeyError, InputError):
         return None
+
+
+def keep(found: Calibration) -> None:
+    """Write this machine's calibration where `known_calibration` looks, if the cache folder can be written."""
+    path = calibration_path()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"schema_version": SCHEMA_VERSION, "calibration": asdict(found)})
 
 
 def calibrate() -> Calibration:
@@ -118,10 +125,7 @@ def calibrate() -> Calibration:
         subjects = [_measured(shape) for shape in SHAPES[kind]]
     peaks = {precision: matmul_flops(precision) for precision in ("float32", "bfloat16")}
     found = dataclasses.replace(fit(subjects, peaks, device_description()), others=round(others, 1))
-    path = calibration_path()
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(found))
+    keep(found)
     return found
 
 
