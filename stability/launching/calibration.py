@@ -7,6 +7,7 @@ few real structures, and no step is foretold faster than matrix products run her
 
 import dataclasses
 import hashlib
+import os
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -210,7 +211,7 @@ def timed(program: Program, config: RunConfig, dispatches: int = 8) -> float:
     for _ in range(dispatches + 1):
         began = time.perf_counter()
         state, metrics, observations = program.step(placed, state, tokens, STEPS_PER_DISPATCH, True)
-        jax.block_until_ready((state, metrics, observations))
+        _wait((state, metrics, observations))
         took.append((time.perf_counter() - began) / STEPS_PER_DISPATCH)
     return statistics.median(took[1:])  # the first one warms up
 
@@ -222,12 +223,16 @@ def matmul_flops(precision: str, sizes: Sequence[int] = (512, 1024, 2048), repea
         product = jax.jit(lambda a, b: a @ b)
         for size in sizes:
             a = jax.numpy.asarray(np.random.default_rng(0).standard_normal((size, size)), precision)
-            jax.block_until_ready(product(a, a))
+            _wait(product(a, a))
             for _ in range(repeats):
                 began = time.perf_counter()
-                jax.block_until_ready(product(a, a))
+                _wait(product(a, a))
                 best = max(best, 2 * size**3 / (time.perf_counter() - began))
     return best
+
+
+def _wait(arrays: Any) -> None:
+    jax.block_until_ready(arrays)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
