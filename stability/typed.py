@@ -49,10 +49,10 @@ BYTES = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**
 
 def _bytes(value: Any) -> Any:
     """Let 8GB stand for 8000000000."""
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]+)\s*", value) if isinstance(value, str) else None
-    if isinstance(value, str) and (match is None or match[2] not in BYTES):
+    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([a-zA-Z]*)\s*", value) if isinstance(value, str) else None
+    if isinstance(value, str) and (match is None or (match[2] or "B") not in BYTES):
         raise ValueError(f"is no amount of memory; write it as 8GB or 500MB (units: {', '.join(BYTES)})")
-    return round(float(match[1]) * BYTES[match[2]]) if match else value
+    return round(float(match[1]) * BYTES[match[2] or "B"]) if match else value
 
 
 Bytes = Annotated[Whole, BeforeValidator(_bytes), Ge(1)]

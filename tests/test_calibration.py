@@ -1,9 +1,12 @@
 """What a machine does: fitted, kept, found again on the same machine only, and used by plans."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 
+import jax
 import pytest
+from quick import QUICKLY
 
 from stability.launching import calibration
 from stability.launching.calibration import (
@@ -98,6 +101,7 @@ def test_a_plan_tells_time_once_the_machine_is_calibrated(
 
 
 def test_a_structure_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "jit", partial(jax.jit, compiler_options=QUICKLY))
     with calibration.compiling_anew():
         found = calibration._measured((16, 1, 2, 8))
     assert found.step_seconds > 0
