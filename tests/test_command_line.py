@@ -55,7 +55,7 @@ BAD = [
     ("output_dir=/dev/null/x", ["output_dir=/dev/null/x", "not a folder"]),
     ("output_dir=/proc/x", ["output_dir=/proc/x", "cannot be written"]),
     ("output_dir=foreign", ["output_dir=foreign", "not empty"]),
-    ("lanes=sharded", ["lanes=sharded", "'sequential' or 'vmap'"]),
+    ("lanes=many", ["lanes=many", "'sequential', 'vmap' or 'sharded'"]),
     ("dry_run=perhaps", ["dry_run=perhaps", "boolean"]),
     ("progress=loud", ["progress=loud", "'quiet'"]),
     ("report=perhaps", ["report=perhaps", "boolean"]),
@@ -143,7 +143,7 @@ def test_a_users_own_sweep_and_intervention_beside_the_working_directory(command
     (tmp_path / "sweeps" / "intervention" / "bold.yaml").write_text("# @package _global_\nloss:\n  z_loss: 0.5\n")
     outcome = command("+sweep=mine", "dry_run=true")
     assert outcome.code == 0, outcome.err
-    assert "4 runs, 1 program," in outcome.out
+    assert "4 runs, 1 pack, 1 program," in outcome.out
     assert re.search(r"z_loss=0.5, eps=1e-08\s", outcome.out)
     assert not (tmp_path / "results").exists()
 

@@ -256,7 +256,7 @@ def test_a_grid_that_is_no_mapping_is_refused() -> None:
 
 ONE_OF = {
     "output_dir": ["a", "b"],
-    "lanes": ["sequential", "vmap"],
+    "lanes": ["sequential", "vmap", "sharded"],
     "dry_run": [True, False],
     "tracking": ["files", "wandb"],
     "tracking.mode": ["online", "offline"],

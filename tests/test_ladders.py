@@ -11,6 +11,7 @@ from stability.analysis.quantities import parse_quantities
 from stability.command_line import config_folders
 from stability.config import resolve, validate
 from stability.launching.describe import describe
+from stability.launching.devices import Layout
 from stability.launching.grid import Request
 from stability.launching.memory import Budget, state_bytes
 from stability.launching.plan import PlannedRun, plan_runs
@@ -135,6 +136,6 @@ def test_a_sweep_s_lengths_follow_the_steps_that_one_asks_for() -> None:
 
 def test_the_plan_says_what_the_state_takes() -> None:
     runs = planned("qk_layernorm", "paper")[1]
-    text = describe(runs, runs, "sequential", Budget(10**12, "here"), None)
+    text = describe(runs, runs, Layout("sequential", ""), Budget(10**12, "here"), None)
     assert "14.5 GB" in text
     assert "1,207,959,552" in text

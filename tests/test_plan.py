@@ -15,6 +15,7 @@ from stability.config import RunConfig, resolve
 from stability.errors import InputError
 from stability.launching.calibration import Calibration
 from stability.launching.describe import describe
+from stability.launching.devices import Layout
 from stability.launching.folder import SweepFolder, check_folder, open_folder
 from stability.launching.memory import Budget, program_bytes
 from stability.launching.plan import PlannedRun, flops_per_token, pack_runs, plan_runs
@@ -189,7 +190,7 @@ def test_the_plan_tells_size_runs_programs_and_tokens() -> None:
 
 def told(runs: Sequence[PlannedRun], unfinished: Sequence[PlannedRun] | None = None, **settings: Any) -> str:
     """The plan in words, on a machine with a gigabyte that is not calibrated, unless the settings say otherwise."""
-    defaults = {"strategy": "sequential", "budget": Budget(10**9, "here"), "calibration": None}
+    defaults = {"layout": Layout("sequential", ""), "budget": Budget(10**9, "here"), "calibration": None}
     return describe(runs, runs if unfinished is None else unfinished, **(defaults | settings))
 
 
@@ -204,7 +205,7 @@ def test_a_plan_with_lanes_tells_groups_memory_and_time() -> None:
     configs = [run(seed=seed, training__steps=1000, training__validation_sequences=1) for seed in range(10)]
     runs = plan(*configs)
     budget = Budget(program_bytes(configs[0], 4), "as asked", asked=True)
-    text = told(runs, strategy="vmap", budget=budget, calibration=CALIBRATION)
+    text = told(runs, layout=Layout("vmap", ""), budget=budget, calibration=CALIBRATION)
     _, row, total, memory, time = text.splitlines()
     assert "  4+3+3  " in row
     assert row.endswith("5:00 min"), "three groups of 1000 steps of 0.1 s"

@@ -87,9 +87,7 @@ def steps(shape: Shape, count: int, learning_rate: float = 1e-2) -> Any:
         m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
         v = jax.tree.map(lambda v, g: 0.95 * v + 0.05 * g * g, v, g)
         a, b = 1 / (1 - 0.9 ** (t + 1)), 1 / (1 - 0.95 ** (t + 1))
-        p = jax.tree.map(
-            lambda p, m, v: p - learning_rate * (a * m / (jnp.sqrt(b * v) + 1e-8)) - 1e-4 * p, p, m, v
-        )
+        p = jax.tree.map(lambda p, m, v: p - learning_rate * (a * m / (jnp.sqrt(b * v) + 1e-8)) - 1e-4 * p, p, m, v)
         return (p, m, v, t + 1), value
 
     def many(state: Any, tokens: jax.Array) -> Any:

@@ -1,10 +1,10 @@
-"""One run of the default model in plain PyTorch: fused AdamW, scaled_dot_product_attention, the loss at every tenth step.
+"""One run of the default model in plain PyTorch: fused AdamW, scaled_dot_product_attention, a loss each tenth step.
 
     python torch_gpt.py --tokens TOKENS.npy --learning-rate 0.01 --output run.json
 
-Needs torch and numpy only: the CPU build of PyTorch, installed as pytorch.org says. The same model, text, schedule, steps
-and validation as `python -m stability.run` with its defaults; it observes nothing inside the model. Weight decay is
-PyTorch's, coupled to the learning rate, which takes the same time.
+Needs torch and numpy only: the CPU build of PyTorch, installed as pytorch.org says. The same model, text, schedule,
+steps and validation as `python -m stability.run` with its defaults; it observes nothing inside the model. Weight decay
+is PyTorch's, coupled to the learning rate, which takes the same time.
 """
 
 import argparse

@@ -25,14 +25,16 @@ from stability.cache import cache_folder
 from stability.config import RunConfig, resolve
 from stability.errors import InputError
 from stability.launching.compilation_cache import processor
+from stability.launching.devices import choose_layout
 from stability.launching.memory import activation_bytes
 from stability.launching.plan import flops_per_token
 from stability.launching.provenance import device_description
+from stability.launching.settings import MeshSettings
 from stability.tracking.record import SCHEMA_VERSION, read_json, write_json
 from stability.training.lanes import STEPS_PER_DISPATCH, Program, compile_program
 from stability.typed import from_mapping
 
-VERSION = 1
+VERSION = 2
 """Of the file and of what is measured: a calibration by another one is not found."""
 VOCABULARY = 256
 
@@ -132,11 +134,12 @@ def calibrate() -> Calibration:
 
 @dataclass(frozen=True)
 class Measured:
-    """One structure: what its step and its compilation took."""
+    """One structure: what a step of `lanes` runs at once, and its program's compilation, took."""
 
     config: RunConfig
     step_seconds: float
     compile_seconds: float
+    lanes: int = 1
 
 
 def fit(subjects: Sequence[Measured], peaks: dict[str, float], device: str) -> Calibration:
@@ -145,8 +148,9 @@ def fit(subjects: Sequence[Measured], peaks: dict[str, float], device: str) -> C
     Each FLOP takes at least 1 / peak; the fit says how much more.
     """
     took = np.array([one.step_seconds for one in subjects])
-    flops = np.array([flops_per_token(one.config) * one.config.training.tokens_per_step for one in subjects])
-    kept = np.array([activation_bytes(one.config) for one in subjects], dtype=float)
+    tokens = [one.lanes * one.config.training.tokens_per_step for one in subjects]
+    flops = np.array([flops_per_token(one.config) * count for one, count in zip(subjects, tokens, strict=True)])
+    kept = np.array([one.lanes * activation_bytes(one.config) for one in subjects], dtype=float)
     least = 1 / peaks["float32"]
     terms = np.stack([np.ones_like(took), flops, kept], axis=1)
     (step, more, byte), _ = _relative(terms, np.maximum(took - flops * least, 0.0), took)
@@ -184,11 +188,12 @@ def _relative(terms: Any, wanted: Any, scale: Any) -> Any:
 
 
 def _measured(shape: Shape) -> Measured:
-    """Compile a structure and time its steps."""
+    """Compile a structure as `lanes=auto` would lay it, a run at each place, and time its steps."""
     config = calibration_config(shape)
-    training = config.training
-    program = compile_program(config, None, (1, training.batch_size, training.sequence_length + 1))
-    return Measured(config, timed(program, config), program.compile_seconds)
+    layout = choose_layout("auto", MeshSettings(), runs=jax.local_device_count())
+    validation = (1, config.training.batch_size, config.training.sequence_length + 1)
+    program = compile_program(config, layout.seats(layout.places), validation, layout.mesh(layout.places))
+    return Measured(config, timed(program, config, layout.places), program.compile_seconds, layout.places)
 
 
 def calibration_config(shape: Shape) -> RunConfig:
@@ -200,12 +205,12 @@ def calibration_config(shape: Shape) -> RunConfig:
     return resolve(config, corpus="calibration", vocabulary_size=VOCABULARY)
 
 
-def timed(program: Program, config: RunConfig, dispatches: int = 8) -> float:
-    """Seconds of a step: the median over dispatches whose last step is observed, as in training by default."""
+def timed(program: Program, config: RunConfig, lanes: int = 1, dispatches: int = 8) -> float:
+    """Seconds of a step of all lanes: the median over dispatches whose last step is observed, as by default."""
     training = config.training
-    shape = (1, STEPS_PER_DISPATCH, training.batch_size, training.sequence_length + 1)
+    shape = (lanes, STEPS_PER_DISPATCH, training.batch_size, training.sequence_length + 1)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, shape, np.int32)
-    placed = program.place([config])
+    placed = program.place([config] * lanes)
     state = program.start(placed)
     took = []
     for _ in range(dispatches + 1):
