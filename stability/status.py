@@ -43,8 +43,11 @@ def _status(folder: Path) -> int:
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
     if missing:
         parts.append(f"{len(missing)} not started")
+    search = manifest.get("search", {"finished": True})
+    if not search["finished"]:
+        parts.append(f"search in round {search['round']}")
     print(f"{manifest['sweep']}: {', '.join(parts) or 'nothing planned'}")
-    complete = not missing and not counts.keys() - {"finished", "diverged"}
+    complete = search["finished"] and not missing and not counts.keys() - {"finished", "diverged"}
     if not complete:
         commands = dict.fromkeys(entry["command"] for entry in manifest["commands"])
         print("To go on:" + "".join(f"\n  {command}" for command in commands))

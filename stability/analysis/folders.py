@@ -18,6 +18,15 @@ from stability.tracking import record
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
+class SearchState(BaseModel):
+    """How far a search for the stable edge has come."""
+
+    model_config = ConfigDict(strict=True)
+
+    round: int
+    finished: bool
+
+
 class Manifest(BaseModel):
     """The parts of sweep.json that the analysis reads."""
 
@@ -32,6 +41,7 @@ class Manifest(BaseModel):
     quantities: dict[str, dict[str, Any]] = {}
     claims: dict[str, dict[str, Any]] = {}
     commands: list[dict[str, Any]] = []
+    search: SearchState | None = None
 
 
 class _Summary(BaseModel):
@@ -104,7 +114,7 @@ class FolderRuns:
     Attributes:
         runs: one row a run: the columns of `COLUMNS`, and one Float64 column for each quantity.
         metrics: what a quantity can be made of; all of it only where a quantity is null everywhere.
-        complete: every run planned has finished or diverged.
+        complete: every run planned has finished or diverged, and no search is under way.
         warnings: what a reader ought to know.
         about: where the results are from.
         records: fingerprint -> the run's folder.
@@ -167,11 +177,12 @@ def read_folders(folders: Sequence[SweepRecords], quantities: Mapping[str, Quant
     schema: dict[str, type[pl.DataType]] = {**COLUMNS, **dict.fromkeys(quantities, pl.Float64)}
     table = pl.DataFrame(rows, schema=schema)
     made_with = _made_with(runs)
+    searching = [warning for folder in folders for warning in _search_warning(folder.manifest)]
     return FolderRuns(
         table,
         _metrics_seen(runs, table, quantities),
-        not pending,
-        (*twice, *_pending_warning(planned, pending, status), *_mixture_warnings(made_with)),
+        not pending and not searching,
+        (*twice, *_pending_warning(planned, pending, status), *searching, *_mixture_warnings(made_with)),
         _about([folder.manifest for folder in folders], made_with),
         {run.summary.fingerprint: run.folder for run in runs},
         lambda metrics, count: _history(runs, metrics, count),
@@ -320,6 +331,14 @@ def _pending_warning(planned: Sequence[str], pending: Sequence[str], status: Map
         counts = Counter(status.get(fingerprint, "not started") for fingerprint in pending)
         states = ", ".join(f"{state}: {count}" for state, count in sorted(counts.items()))
         yield f"{len(pending)} of {len(planned)} planned runs have no result yet and are not counted ({states})."
+
+
+def _search_warning(manifest: Manifest) -> Iterator[str]:
+    if manifest.search and not manifest.search.finished:
+        yield (
+            f"The search for the stable edge stands in round {manifest.search.round} and is not at its end: brackets "
+            "are wider than asked for."
+        )
 
 
 def _history(runs: Sequence[_Run], metrics: Sequence[str], count: int) -> pl.DataFrame:

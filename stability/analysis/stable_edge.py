@@ -142,6 +142,18 @@ def unstable(cell: Cell, unstable_excess: float = UNSTABLE_EXCESS) -> Bool[np.nd
     return np.asarray(_unstable(cell, losses, unstable_excess) & above_best)
 
 
+def best_position(cell: Cell) -> int | None:
+    """Where among its learning rates a cell's best LR stands, in the sense of `max_stable_learning_rate`.
+
+    Returns:
+        None where there are no results, and where at least half of the seeds diverged at every LR.
+    """
+    if not cell.losses.size:
+        return None
+    position = _best(cell, np.where(np.isfinite(cell.losses), cell.losses, np.inf))
+    return None if position < 0 else position
+
+
 def _unstable(cell: Cell, losses: Float[np.ndarray, "S K"], unstable_excess: float) -> Any:
     limit = losses.min(axis=1, keepdims=True) + unstable_excess
     return cell.diverged | (losses > limit)

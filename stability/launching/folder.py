@@ -3,7 +3,7 @@
 import os
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,25 @@ def open_folder(
         "runs": list(dict.fromkeys([*old["runs"], *(run.fingerprint for run in runs)])),
         "settings": settings,
         "commands": [*old["commands"], {"time": now, "command": command}],
+        **{key: value for key, value in old.items() if key == "search"},
     }
     write_json(path / MANIFEST, content)
     return SweepFolder(path, old["sweep_id"])
+
+
+@dataclass(frozen=True)
+class SearchState:
+    """How far a search has come: which round, and whether it is at its end."""
+
+    round: int
+    finished: bool
+
+
+def plan_round(folder: SweepFolder, runs: Sequence[PlannedRun], state: SearchState) -> None:
+    """Add a round's runs to those planned in the manifest, and say how far the search is."""
+    manifest = read_json(folder.path / MANIFEST)
+    planned = list(dict.fromkeys([*manifest["runs"], *(run.fingerprint for run in runs)]))
+    write_json(folder.path / MANIFEST, {**manifest, "runs": planned, "search": asdict(state)})
 
 
 def _settings(runs: Sequence[PlannedRun], scales: Scales) -> dict[str, list[Any]]:

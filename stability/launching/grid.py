@@ -13,6 +13,7 @@ from typing import Any
 
 from stability.config import RunConfig
 from stability.errors import InputError
+from stability.launching.search import SEARCHED_KEY, searched_points
 from stability.launching.settings import Execution, Ladder, Selection, Sweep
 from stability.typed import dotted_fields, from_mapping, unknown_key
 
@@ -26,7 +27,10 @@ PROVENANCE_KEYS = frozenset(key for key, f in dotted_fields(RunConfig) if f.meta
 
 @dataclass(frozen=True)
 class Request:
-    """All that a launch needs, typed: what to run and how."""
+    """All that a launch needs, typed: what to run and how.
+
+    `searched` are the configs that stand for points of a searched axis only: trained when the search asks for them.
+    """
 
     sweep: str | None
     definition: Sweep
@@ -34,11 +38,20 @@ class Request:
     configs: tuple[RunConfig, ...]
     execution: Execution
     command: str
+    searched: frozenset[RunConfig] = frozenset()
 
     @property
     def question(self) -> str:
         """What the sweep asks; empty for an ad-hoc command."""
         return self.definition.question
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Axes and their values, those of a searched axis being all of its points."""
+
+    axes: Axes
+    is_searched: bool
 
 
 @dataclass(frozen=True)
@@ -74,27 +87,45 @@ def build_request(
     execution = from_mapping(Execution, _part(base, EXECUTION_KEYS))
     selection = from_mapping(Selection, _part(base, SELECTION_KEYS))
     configs: dict[RunConfig, None] = {}
+    listed: set[RunConfig] = set()
     composed: dict[str, Mapping[str, Any]] = {"{}": base}
-    for axes in _grids(selection.sweep, command):
-        _refuse_sweeping(axes)
-        for point in _product(axes):
+    for grid in _grids(selection.sweep, command, _searched_by(base)):
+        _refuse_sweeping(grid.axes)
+        for point in _product(grid.axes):
             chosen = {key: value for key, value in point.items() if key in groups}
             if repr(chosen) not in composed:
                 composed[repr(chosen)] = compose(chosen)
                 _refuse_unknown(composed[repr(chosen)])
             settings = {key: value for key, value in point.items() if key not in chosen}
-            configs[_config(composed[repr(chosen)], settings, command.fixed)] = None
-    return Request(sweep, selection.sweep, selection.ladder, tuple(configs), execution, text)
+            config = _config(composed[repr(chosen)], settings, command.fixed)
+            configs[config] = None
+            if not grid.is_searched:
+                listed.add(config)
+    searched = frozenset(configs) - listed
+    return Request(sweep, selection.sweep, selection.ladder, tuple(configs), execution, text, searched)
 
 
-def _grids(sweep: Sweep, command: CommandLine) -> Iterator[Axes]:
-    """The axes of each grid: its own, without those that the command fixes, replaced or joined by the command's."""
+def _grids(sweep: Sweep, command: CommandLine, searched: Axes) -> Iterator[Grid]:
+    """Each grid: its own axes, without those that the command fixes, replaced or joined by the command's.
+
+    `searched` is the searched axis that stands where a config has its learning rate; a grid's own axis goes before it.
+    """
     for name, grid in (sweep.grids or {"command": {}}).items():
-        axes = {key: _values(f"sweep.grids.{name}", key, values) for key, values in grid.items()}
-        yield {key: values for key, values in axes.items() if key not in command.fixed} | command.axes
+        given = {key: values for key, values in grid.items() if key not in command.fixed | command.axes.keys()}
+        axes = {key: _values(f"sweep.grids.{name}", key, values) for key, values in given.items()}
+        is_searched = isinstance(given.get(SEARCHED_KEY, searched or None), Mapping)
+        yield Grid(searched | axes | command.axes, is_searched and SEARCHED_KEY not in command.axes)
+
+
+def _searched_by(base: Mapping[str, Any]) -> Axes:
+    """The searched axis that the config itself holds instead of one learning rate: `KEY={search: ...}` in a command."""
+    value = base.get("optimizer", {}).get("learning_rate")
+    return {SEARCHED_KEY: searched_points(SEARCHED_KEY, value)} if isinstance(value, Mapping) else {}
 
 
 def _values(where: str, key: str, values: Any) -> list[Any]:
+    if isinstance(values, Mapping) and (key == SEARCHED_KEY or "search" in values):
+        return searched_points(f"{where}.{key}", values)
     if not isinstance(values, list):
         return [values]
     if not values:

@@ -1,6 +1,5 @@
 """Check everything, then train what is unfinished, then analyse: the one path from a request to results."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,33 +9,26 @@ from stability.analysis.claims import parse_claims
 from stability.analysis.quantities import parse_quantities
 from stability.config import RunConfig, fingerprint, resolve, validate
 from stability.data.corpus import Corpus, load_corpus
-from stability.data.sequence import Split
 from stability.data.shards import ShardedCorpus
 from stability.errors import InputError
 from stability.launching.calibration import calibrate, known_calibration
+from stability.launching.campaign import EXIT_INTERRUPTED, Campaign, train_rounds, unfinished_runs
 from stability.launching.compilation_cache import keep_compiled_programs
 from stability.launching.describe import describe
-from stability.launching.devices import Layout, check_mesh, choose_layout, show_every_core
+from stability.launching.devices import check_mesh, choose_layout, show_every_core
 from stability.launching.folder import SweepFolder, check_folder, open_folder
 from stability.launching.grid import Request
-from stability.launching.journal import Desk
-from stability.launching.memory import Budget, find_budget
+from stability.launching.memory import find_budget
 from stability.launching.plan import PlannedRun, pack_runs, plan_runs
-from stability.launching.provenance import device_description, provenance
-from stability.launching.reuse import check_lender, lendable, reuse
-from stability.launching.signals import stop_flag
+from stability.launching.reuse import check_lender, lendable
+from stability.launching.search import Search
 from stability.launching.tracked import tracked_sweep
-from stability.launching.work import refuse_what_does_not_fit, text_of, train_runs
-from stability.tracking.console import counted, duration
-from stability.tracking.live import RunFacts, console_for
-from stability.tracking.record import TERMINAL
+from stability.launching.work import refuse_what_does_not_fit, text_of
 from stability.tracking.tracker import Background
 from stability.tracking.trackers import TrackerSettings, find_tracker
 from stability.training.lanes import Programs
-from stability.training.loop import Interrupted
 
 RESULTS = "results"
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 
 def launch(request: Request) -> int:
@@ -51,8 +43,9 @@ def launch(request: Request) -> int:
     show_every_core()
     tracking = request.execution.tracking
     make_tracker = find_tracker(tracking.name, tracking.mode)  # refuses now rather than in mid-training
-    corpus, configs = _resolved(request)
+    corpus, configs, searched = _resolved(request)
     runs = plan_runs(configs, request.ladder.scales)
+    search = Search(runs, searched)
     sweep, path = _name_and_folder(request, runs)
     parts = corpus.parts
     for run in {(c.training.sequence_length, c.training.batch_size): c for c in configs}.values():
@@ -66,7 +59,7 @@ def launch(request: Request) -> int:
     if request.execution.calibrate:
         print("Measuring this machine, which takes about a minute.")
     calibration = calibrate() if request.execution.calibrate else known_calibration()
-    unfinished = _unfinished(SweepFolder(path, ""), runs)
+    unfinished = unfinished_runs(SweepFolder(path, ""), runs)
     if lender:
         lent = lendable(SweepFolder(path, ""), unfinished, lender)
         unfinished = [run for run in unfinished if run not in lent]
@@ -78,17 +71,17 @@ def launch(request: Request) -> int:
     budget = find_budget(request.execution.memory_limit)
     if request.execution.dry_run:
         print(describe(runs, unfinished, layout, budget, calibration))
+        if search.active:
+            print(search.plan())
         print(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
     keep_compiled_programs()
     programs = Programs()
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
-    folder = open_folder(path, manifest, sweep, request.definition, runs, request.ladder, request.command)
-    if lender:
-        copied = reuse(folder, _unfinished(folder, runs), lender)
-        print(f"Took over {counted(copied, 'result')} from {lender}.")
+    folder = open_folder(path, manifest, sweep, request.definition, search.first(), request.ladder, request.command)
     with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), print) as tracker:
-        code = _train_all(request, sweep, folder, runs, parts, tracker, programs, layout, budget)
+        campaign = Campaign(request, sweep, folder, parts, tracker, lender, programs, layout, budget)
+        code = train_rounds(campaign, search)
         if code == EXIT_INTERRUPTED:
             return code
         tracker.settle()
@@ -114,8 +107,8 @@ def _name_and_folder(request: Request, runs: Sequence[PlannedRun]) -> tuple[str,
     return request.sweep or path.absolute().name, path
 
 
-def _resolved(request: Request) -> tuple[Corpus | ShardedCorpus, tuple[RunConfig, ...]]:
-    """The corpus, and every config complete and valid."""
+def _resolved(request: Request) -> tuple[Corpus | ShardedCorpus, tuple[RunConfig, ...], frozenset[str]]:
+    """The corpus, every config complete and valid, and the fingerprints of those that only a search may ask for."""
     if not request.configs:
         raise InputError("sweep", request.sweep, "has no runs", "Give its grids at least one value each.")
     data = request.configs[0].data
@@ -127,68 +120,11 @@ def _resolved(request: Request) -> tuple[Corpus | ShardedCorpus, tuple[RunConfig
         raise InputError("data", names, "cannot differ between the runs of one sweep", "Give one text.")
     corpus = load_corpus(data.name, data.path)
     distinct: dict[str, RunConfig] = {}
+    listed: set[str] = set()
     for config in request.configs:
         resolved = resolve(config, corpus=corpus.hash, vocabulary_size=corpus.vocabulary_size)
-        distinct.setdefault(fingerprint(resolved), resolved)
-    return corpus, tuple(distinct.values())
-
-
-def _unfinished(folder: SweepFolder, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The runs that have no result yet."""
-    return [run for run in runs if (folder.run(run).read_summary() or {}).get("status") not in TERMINAL]
-
-
-def _train_all(
-    request: Request,
-    sweep: str,
-    folder: SweepFolder,
-    runs: tuple[PlannedRun, ...],
-    parts: Split,
-    tracker: Background,
-    programs: Programs,
-    layout: Layout,
-    budget: Budget,
-) -> int:
-    """Train every run that has no result yet, and say how it went; an exit code."""
-    unfinished = _unfinished(folder, runs)
-    packs = pack_runs(unfinished)
-    console = console_for(
-        request.execution.progress,
-        {run.fingerprint: _facts(run) for pack in packs for run in pack.runs},
-        work={run.fingerprint: run.cost for run in unfinished},
-        kinds={run.fingerprint: i for i, pack in enumerate(packs) for run in pack.runs},
-        done=len(runs) - len(unfinished),
-    )
-    if request.question:
-        console.say(request.question)
-    todo = f"{counted(len(runs), 'run')}, {console.done} already done, {counted(len(packs), 'program')}"
-    console.say(f"{sweep}: {todo}; {folder.path}")
-    if not unfinished:
-        return 0
-    console.say(f"device: {device_description()}; lanes: {layout.strategy} ({layout.why})")
-    began = time.perf_counter()
-    tracker.warn_with(console.say)
-    desk = Desk(sweep, folder, console, tracker, provenance(request.execution, layout.strategy, request.command))
-    try:
-        with stop_flag(console.say) as stop:
-            failed = train_runs(desk, programs, unfinished, parts, layout, budget, stop)
-    except Interrupted:
-        console.close()
-        console.say(f"Stopped; nothing is lost. To go on, run the same command again:\n  {request.command}")
-        return EXIT_INTERRUPTED
-    finally:
-        console.close()
-    compiling = sum(program.compile_seconds for program in programs.compiled.values())
-    console.say(
-        f"Trained {counted(len(unfinished) - failed, 'run')} in {duration(time.perf_counter() - began)}, of it "
-        f"{compiling:.0f} s compiling {counted(len(programs.compiled), 'program')}."
-    )
-    if failed:
-        console.say(
-            f"{counted(failed, 'run')} failed; the same command tries them again. See error.txt in their folders."
-        )
-    return EXIT_FAILED if failed else 0
-
-
-def _facts(run: PlannedRun) -> RunFacts:
-    return RunFacts(run.arm, run.scale, run.config.optimizer.learning_rate, run.config.seed)
+        name = fingerprint(resolved)
+        distinct.setdefault(name, resolved)
+        if config not in request.searched:
+            listed.add(name)
+    return corpus, tuple(distinct.values()), frozenset(distinct.keys() - listed)
