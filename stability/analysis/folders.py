@@ -177,12 +177,13 @@ def read_folders(folders: Sequence[SweepRecords], quantities: Mapping[str, Quant
     schema: dict[str, type[pl.DataType]] = {**COLUMNS, **dict.fromkeys(quantities, pl.Float64)}
     table = pl.DataFrame(rows, schema=schema)
     made_with = _made_with(runs)
-    searching = [warning for folder in folders for warning in _search_warning(folder.manifest)]
+    searching = any(folder.manifest.search and not folder.manifest.search.finished for folder in folders)
+    searched = [warning for folder in folders for warning in _search_warnings(folder.manifest)]
     return FolderRuns(
         table,
         _metrics_seen(runs, table, quantities),
         not pending and not searching,
-        (*twice, *_pending_warning(planned, pending, status), *searching, *_mixture_warnings(made_with)),
+        (*twice, *_pending_warning(planned, pending, status), *searched, *_mixture_warnings(made_with)),
         _about([folder.manifest for folder in folders], made_with),
         {run.summary.fingerprint: run.folder for run in runs},
         lambda metrics, count: _history(runs, metrics, count),
@@ -333,12 +334,18 @@ def _pending_warning(planned: Sequence[str], pending: Sequence[str], status: Map
         yield f"{len(pending)} of {len(planned)} planned runs have no result yet and are not counted ({states})."
 
 
-def _search_warning(manifest: Manifest) -> Iterator[str]:
-    if manifest.search and not manifest.search.finished:
+def _search_warnings(manifest: Manifest) -> Iterator[str]:
+    if manifest.search is None:
+        return
+    if not manifest.search.finished:
         yield (
             f"The search for the stable edge stands in round {manifest.search.round} and is not at its end: brackets "
             "are wider than asked for."
         )
+    yield (
+        f"The learning rates of {manifest.sweep} were searched for the stable edge and lie close together there, so "
+        "sensitivity says nothing: it needs a grid."
+    )
 
 
 def _history(runs: Sequence[_Run], metrics: Sequence[str], count: int) -> pl.DataFrame:
