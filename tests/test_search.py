@@ -276,10 +276,10 @@ def test_a_searched_sweep_has_the_grid_s_edges_with_fewer_runs_and_goes_on_where
 
 
 def interrupted(command: Command, monkeypatch: pytest.MonkeyPatch, folder: str) -> list[Outcome]:
-    """The search, stopped again and again after 19 dispatches: in mid-run, between runs and between rounds."""
+    """The search, stopped again and again after 29 dispatches: in mid-run, between runs and between rounds."""
 
     class Stop:
-        left = 19
+        left = 29
 
         def __call__(self) -> bool:
             self.left -= 1
