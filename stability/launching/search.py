@@ -38,8 +38,8 @@ TOLERANCE_MIN = 1.05
 """Learning rates are rounded to three digits, which are up to 1 % apart; and seeds differ by more than this."""
 
 BEST_LOSS_DOUBT = 0.1
-"""Ours: nats per token by which the loss between the points trained may lie below the best one seen. Without doubt up to
-a fifth of made-up cells got another bracket than their grid; 0.2 costs a tenth more runs and mends hardly more
+"""Ours: nats per token by which the loss between the points trained may lie below the best one seen. Without doubt
+up to a fifth of made-up cells got another bracket than their grid; 0.2 costs a tenth more runs and mends hardly more
 (docs/lab_notebook.md)."""
 
 MANY_POINTS = 17
