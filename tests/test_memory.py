@@ -13,7 +13,7 @@ from quick import QUICKLY
 
 from stability.config import RunConfig, resolve, to_leaves
 from stability.data.corpus import load_corpus
-from stability.launching import memory, work
+from stability.launching import devices, memory
 from stability.launching.memory import (
     amount,
     compiled_bytes,
@@ -146,7 +146,7 @@ def losses(folder: str) -> dict[str, list[float]]:
 def test_a_pack_split_by_a_limit_trains_to_the_same_results(
     command: Command, compiled: list[int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "compiled_bytes", lambda program: None)  # as on a device that tells nothing
+    monkeypatch.setattr(devices, "compiled_bytes", lambda program: None)  # as on a device that tells nothing
     limit = program_bytes(tiny(), 2) + 1000
     assert command(*RATES, "output_dir=results/one", "lanes=sequential").code == 0
     outcome = command(*RATES, "output_dir=results/split", "lanes=vmap", f"memory_limit={limit}")
@@ -161,7 +161,7 @@ def test_a_pack_split_by_a_limit_trains_to_the_same_results(
 def test_what_does_not_fit_once_compiled_is_halved_before_it_trains(
     command: Command, compiled: list[int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(work, "compiled_bytes", lambda program: 10**9 * program.lanes)
+    monkeypatch.setattr(devices, "compiled_bytes", lambda program: 10**9 * program.lanes)
     outcome = command(*RATES, "output_dir=results/s", "lanes=vmap", "memory_limit=3.5GB")
     assert outcome.code == 0, outcome.err
     assert compiled == [5, 2, 1]
@@ -187,14 +187,14 @@ def test_where_the_estimate_leaves_doubt_the_compiled_program_decides(
     command: Command, compiled: list[int | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = program_bytes(tiny(), 1) - 1000
-    monkeypatch.setattr(work, "compiled_bytes", lambda program: limit + 1)
-    outcome = command(*RATES, f"memory_limit={limit}")
+    monkeypatch.setattr(devices, "compiled_bytes", lambda program: limit + 1)
+    outcome = command(*RATES, f"memory_limit={limit}", "lanes=sequential")
     assert outcome.code == 2
     assert "its compiled program's own analysis" in outcome.err
     assert compiled == [None]
     assert not Path("results").exists()
-    monkeypatch.setattr(work, "compiled_bytes", lambda program: limit)
-    outcome = command(*RATES, f"memory_limit={limit}")
+    monkeypatch.setattr(devices, "compiled_bytes", lambda program: limit)
+    outcome = command(*RATES, f"memory_limit={limit}", "lanes=sequential")
     assert outcome.code == 0, outcome.err
     assert "compiling it to know" in outcome.out
     assert compiled == [None, None], "what was compiled to know trains"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from stability.analysis import max_stable_learning_rate
 from stability.errors import InputError
-from stability.launching import launch
+from stability.launching import campaign
 from stability.launching.search import cost, first_rates, known, next_rates, searched_points, visited
 from stability.status import main as status
 from tests.conftest import TINY, Command, Outcome
@@ -224,7 +224,7 @@ def test_half_of_the_grid_or_less_is_expected_from_13_points_on(count: int) -> N
 # --- whole sweeps -----------------------------------------------------------------------------------------------------
 
 SPACE = "{search:bisection,low:0.02,high:300.0,tolerance:2.0}"
-WORDS = [*TINY, "schedule.warmup_steps=0,20", "progress=lines"]
+WORDS = [*TINY, "schedule.warmup_steps=0,20", "progress=lines", "lanes=sequential"]
 
 
 def read(path: str) -> dict[str, Any]:
@@ -291,7 +291,7 @@ def interrupted(command: Command, monkeypatch: pytest.MonkeyPatch, folder: str) 
 
     outcomes: list[Outcome] = []
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "stop_flag", stopping)
+        patch.setattr(campaign, "stop_flag", stopping)
         while not outcomes or outcomes[-1].code == 130:
             stop = Stop()
             outcomes.append(command(*WORDS, f"{KEY}={SPACE}", "training.checkpoint_every=10", f"output_dir={folder}"))

@@ -175,14 +175,14 @@ class _StopAfter:
         return self.left < 0
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "vmap"])
+@pytest.mark.parametrize("strategy", ["sequential", "vmap", "sharded"])
 @pytest.mark.parametrize("dispatches", [1, 4])
 def test_an_interrupted_sweep_resumes_where_it_stood(
     command: Command, monkeypatch: pytest.MonkeyPatch, strategy: str, dispatches: int
 ) -> None:
     from contextlib import contextmanager
 
-    from stability.launching import launch
+    from stability.launching import campaign
 
     words = [*TINY, "optimizer.learning_rate=0.01,0.1", f"lanes={strategy}", "training.checkpoint_every=15"]
     assert command(*words, "output_dir=results/whole").code == 0
@@ -192,7 +192,7 @@ def test_an_interrupted_sweep_resumes_where_it_stood(
         yield _StopAfter(dispatches)
 
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "stop_flag", stopping)
+        patch.setattr(campaign, "stop_flag", stopping)
         outcome = command(*words, "output_dir=results/broken")
     assert outcome.code == 130
     assert "python -m stability.run" in outcome.out
@@ -224,7 +224,7 @@ def test_a_bug_in_one_run_leaves_the_others_and_is_tried_again(
 ) -> None:
     from stability.launching import work
 
-    words = [*TINY, "optimizer.learning_rate=0.01,0.1", "output_dir=results/s"]
+    words = [*TINY, "optimizer.learning_rate=0.01,0.1", "output_dir=results/s", "lanes=sequential"]
     train, calls = work.train, []
 
     def broken(*arguments: Any) -> None:
