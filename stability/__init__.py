@@ -6,6 +6,7 @@
     stability.sensitivity(runs)                     # LR sensitivity by arm and scale
     stability.max_stable_learning_rate(runs)
     stability.forecast_stable_edge(runs, [1e9])     # where it will be at 1e9 parameters, with a back-test
+    stability.forecast(runs, quantity="attention_logit_max", factors=[4])  # what breaks runs, at 4 times the largest N
 
 These import no JAX.
 """
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
         analyze,
         best_learning_rate,
         curves,
+        forecast,
         forecast_stable_edge,
         load,
         max_stable_learning_rate,
@@ -31,6 +33,7 @@ __all__ = [
     "analyze",
     "best_learning_rate",
     "curves",
+    "forecast",
     "forecast_stable_edge",
     "load",
     "max_stable_learning_rate",

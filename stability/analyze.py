@@ -21,9 +21,11 @@ keys
                             loss_initial, status, step, attention_logit_max; every other numeric column is a quantity
   column.NAME=COLUMN        what a table calls the column NAME: column.loss=test_loss column.arm=variant,width
   claims=FILE.yaml          claims to test, and quantities to read (docs/statistics.md)
+  forecasts=FILE.yaml       quantities to forecast over N and LR (docs/forecasting.md); the file of claims may hold
+                            them too
   output_dir=DIR            where summary.json and analysis/ go; by default the results folder itself,
                             or analysis/NAME for NAME.csv and for a sweep on W&B
-  forecast_n_params=N,...   sizes at which to forecast the highest stable learning rate
+  forecast_n_params=N,...   sizes at which to forecast the highest stable learning rate, and quantities
   unstable_excess=0.5       nats above the best loss from which a run counts as unstable
   loss_noise=0.03           how much a run's final loss varies from seed to seed (standard deviation, nats),
                             for where there is one seed
@@ -49,6 +51,7 @@ class AnalysisSettings:
     source: str
     output_dir: str | None = None
     claims: str | None = None
+    forecasts: str | None = None
     forecast_n_params: tuple[PositiveFloat, ...] = ()
     unstable_excess: PositiveFloat = 0.5
     loss_noise: PositiveFloat = 0.03
@@ -102,11 +105,14 @@ def _name(source: str | Path) -> str:
 
 
 def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
-    from stability.analysis import analyze, format_claims, format_table
+    from stability.analysis import analyze, format_claims, format_forecasts, format_table
     from stability.analysis.definitions import Definitions, read_definitions
 
     sources = _sources(settings.source)
-    definitions = read_definitions(Path(settings.claims).expanduser()) if settings.claims else Definitions({}, {})
+    empty = Definitions({}, {}, {})
+    named = {"claims": settings.claims, "forecasts": settings.forecasts}
+    files = [read_definitions(Path(path).expanduser(), key) if path else empty for key, path in named.items()]
+    definitions, forecasts = files[0], files[1]
     first = sources[0]
     default = first if isinstance(first, Path) and first.is_dir() else Path("analysis") / _name(first)
     if len(sources) > 1:
@@ -116,8 +122,9 @@ def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
         sources,
         output,
         aliases=aliases,
-        quantities=definitions.quantities,
-        claims=definitions.claims,
+        quantities={**definitions.quantities, **forecasts.quantities},
+        claims={**definitions.claims, **forecasts.claims},
+        forecasts={**definitions.forecasts, **forecasts.forecasts},
         forecast_n_params=settings.forecast_n_params,
         unstable_excess=settings.unstable_excess,
         loss_noise=settings.loss_noise,
@@ -129,6 +136,8 @@ def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
     print(format_table(summary))
     if summary["claims"]:
         print("\n" + format_claims(summary))
+    if summary["quantity_forecasts"]:
+        print("\n" + format_forecasts(summary))
     print(f"\nResults: {output}   ({'report.html, ' if settings.report else ''}summary.json, analysis/)")
     return 0
 

@@ -7,6 +7,7 @@ and the others) work on any such table; `analyze` does all of it and writes the 
 from stability.analysis.best_learning_rate import best_learning_rate
 from stability.analysis.cells import Cell, capped, cells, outcomes
 from stability.analysis.edge_fit import EdgeFit, edge_fits, forecast_stable_edge, stable_edge_fit
+from stability.analysis.forecast import Forecast, forecast
 from stability.analysis.load import COLUMNS, Source, load, read
 from stability.analysis.scaling import sensitivity_scaling
 from stability.analysis.sensitivity import (
@@ -19,7 +20,7 @@ from stability.analysis.sensitivity import (
 )
 from stability.analysis.stable_edge import UNSTABLE_EXCESS, max_stable_learning_rate, stable_edge_brackets
 from stability.analysis.summary import analyze
-from stability.analysis.terminal import format_claims, format_table
+from stability.analysis.terminal import format_claims, format_forecasts, format_table
 from stability.analysis.uncertainty import INTERVAL_LEVEL, LOSS_NOISE
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Cell",
     "EdgeFit",
     "Estimator",
+    "Forecast",
     "Source",
     "analyze",
     "best_learning_rate",
@@ -38,8 +40,10 @@ __all__ = [
     "cells",
     "curves",
     "edge_fits",
+    "forecast",
     "forecast_stable_edge",
     "format_claims",
+    "format_forecasts",
     "format_table",
     "load",
     "max_stable_learning_rate",

@@ -1,4 +1,4 @@
-"""Quantities and claims from a YAML file: a sweep file of ours, or one written for somebody's table."""
+"""Quantities, claims and forecasts from a YAML file: a sweep file of ours, or one written for somebody's table."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,19 +9,24 @@ import yaml
 
 from stability.errors import InputError
 
-_KEYS = ("quantities", "claims")
+_KEYS = ("quantities", "claims", "forecasts")
 
 
 @dataclass(frozen=True)
 class Definitions:
-    """What to read from the runs and what to test on them, both name -> fields, not yet checked."""
+    """What to read from the runs, to test on them and to forecast, each name -> fields, not yet checked."""
 
     quantities: Mapping[str, Any]
     claims: Mapping[str, Any]
+    forecasts: Mapping[str, Any]
 
 
-def read_definitions(path: str | Path) -> Definitions:
-    """Read `quantities` and `claims` from a YAML file, at its top or under `sweep`, as in sweeps/sweep/*.yaml.
+def read_definitions(path: str | Path, key: str = "claims") -> Definitions:
+    """Read `quantities`, `claims` and `forecasts` of a YAML file, at its top or under `sweep`, as in sweeps/sweep/*.yaml.
+
+    Args:
+        path: of the file.
+        key: that named it, for errors.
 
     Raises:
         InputError: the file cannot be read, is no YAML mapping, holds neither key, or refers to a ladder, which only a
@@ -31,20 +36,21 @@ def read_definitions(path: str | Path) -> Definitions:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError("claims", path, f"cannot be read ({error.strerror})", "Name a YAML file.") from None
+        raise InputError(key, path, f"cannot be read ({error.strerror})", "Name a YAML file.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         problem = " ".join(str(error).split())
-        raise InputError("claims", path, f"is not YAML ({problem})", "Mend it, or name another file.") from None
+        raise InputError(key, path, f"is not YAML ({problem})", "Mend it, or name another file.") from None
     content = content.get("sweep", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not any(key in content for key in _KEYS):
-        raise InputError("claims", path, "holds neither `claims` nor `quantities`", "Give it one of them, by name.")
-    parts = {key: content.get(key) or {} for key in _KEYS}
-    for key, part in parts.items():
+        problem = "holds neither `claims` nor `quantities` nor `forecasts`"
+        raise InputError(key, path, problem, "Give it one of them, by name.")
+    parts = {name: content.get(name) or {} for name in _KEYS}
+    for name, part in parts.items():
         if not isinstance(part, Mapping):
-            raise InputError(key, part, f"is no mapping of names (in {path})", "Write NAME: {...} for each.")
+            raise InputError(name, part, f"is no mapping of names (in {path})", "Write NAME: {...} for each.")
         if reference := _reference(part):
             problem = f"refers to the configuration of a sweep (in {path})"
-            raise InputError(key, reference, problem, "Write the value itself, or analyse the sweep's results folder.")
+            raise InputError(name, reference, problem, "Write the value itself, or analyse the sweep's results folder.")
     return Definitions(**parts)
 
 

@@ -40,6 +40,7 @@ class Manifest(BaseModel):
     runs: list[str]
     quantities: dict[str, dict[str, Any]] = {}
     claims: dict[str, dict[str, Any]] = {}
+    forecasts: dict[str, dict[str, Any]] = {}
     commands: list[dict[str, Any]] = []
     search: SearchState | None = None
 

@@ -117,6 +117,7 @@ def read(source: Paths, *, aliases: Mapping[str, str] | None = None, quantities:
             *_null_everywhere(runs, from_folders, tables, definitions),
         ),
         claims=_merged("claims", [(sweep, sweep.manifest.claims) for sweep in sweeps]),
+        forecasts=_merged("forecasts", [(sweep, sweep.manifest.forecasts) for sweep in sweeps]),
         about=from_folders.about if from_folders else About(),
         # Those from W&B were on disk for the reading only.
         records={name: path for name, path in from_folders.records.items() if path.exists()} if from_folders else {},

@@ -83,6 +83,7 @@ class Source:
         complete: every planned run has finished or diverged.
         warnings: what a reader of the results ought to know.
         claims: name -> a statement that the sweep makes, as its manifest holds it.
+        forecasts: name -> a quantity to forecast, as its manifest holds it.
         about: where the results are from.
         records: fingerprint -> the run's folder, for those that have one.
         history: the runs step by step; its `RUN_INDEX` counts the rows of `table`.
@@ -93,6 +94,7 @@ class Source:
     complete: bool
     warnings: tuple[str, ...]
     claims: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    forecasts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     about: About = field(default_factory=About)
     records: Mapping[str, Path] = field(default_factory=dict)
     history: History = no_history

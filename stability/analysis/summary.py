@@ -12,6 +12,7 @@ from stability.analysis.best_learning_rate import best_learning_rate
 from stability.analysis.claims import Claim, judge, parse_claims
 from stability.analysis.claims.results import Results
 from stability.analysis.edge_fit import forecast_stable_edge, stable_edge_fit
+from stability.analysis.forecast import parse_forecasts, quantity_forecasts
 from stability.analysis.load import Definitions, Paths, Source, read
 from stability.analysis.report import page
 from stability.analysis.scaling import sensitivity_scaling
@@ -52,6 +53,7 @@ def analyze(
     aliases: Mapping[str, str] | None = None,
     quantities: Definitions | None = None,
     claims: Mapping[str, Mapping[str, Any]] | None = None,
+    forecasts: Mapping[str, Mapping[str, Any]] | None = None,
     forecast_n_params: Sequence[float] = (),
     unstable_excess: float = UNSTABLE_EXCESS,
     loss_noise: float = LOSS_NOISE,
@@ -70,7 +72,8 @@ def analyze(
         aliases: see `load`.
         quantities: see `load`.
         claims: name -> fields (`stability.analysis.claims`), beside those of the sources.
-        forecast_n_params: sizes at which to forecast the highest stable LR.
+        forecasts: name -> fields of a quantity to forecast (`stability.analysis.forecast`), beside the sources' own.
+        forecast_n_params: sizes at which to forecast the highest stable LR, and each quantity beside its own sizes.
         unstable_excess: see `max_stable_learning_rate`, which uses the whole grid.
         loss_noise: the declared noise floor of one run's final loss, for cells of one seed.
         learning_rate_min: see `sensitivity`.
@@ -80,7 +83,8 @@ def analyze(
 
     Returns:
         What summary.json holds, with the keys sweep, complete, runs, sensitivity, sensitivity_scaling,
-        best_learning_rate, max_stable_learning_rate, stable_edge_fit, forecasts, claims, warnings and the settings:
+        best_learning_rate, max_stable_learning_rate, stable_edge_fit, forecasts, quantity_forecasts, claims, warnings
+        and the settings:
         docs/records.md defines every field.
 
     Raises:
@@ -91,6 +95,7 @@ def analyze(
     found = read(source, aliases=aliases, quantities=quantities)
     _refuse_other_sweep(output / SUMMARY, found.sweep)
     statements = parse_claims({**found.claims, **(claims or {})})
+    wanted = parse_forecasts({**found.forecasts, **(forecasts or {})})
     table = found.table
     bounds = (learning_rate_min, learning_rate_max)
     sensitivities = sensitivity(table, *bounds, loss_noise=loss_noise)
@@ -108,6 +113,9 @@ def analyze(
         "max_stable_learning_rate": max_stable_learning_rate(table, unstable_excess).to_dicts(),
         "stable_edge_fit": stable_edge_fit(table, unstable_excess).to_dicts(),
         "forecasts": forecast_stable_edge(table, forecast_n_params, unstable_excess=unstable_excess).to_dicts(),
+        "quantity_forecasts": [
+            one.to_dict() for one in quantity_forecasts(table, wanted, forecast_n_params, unstable_excess)
+        ],
         "claims": _verdicts(statements, Results(table, unstable_excess, loss_noise)),
         "warnings": [*found.warnings, *sensitivity_warnings(table, *bounds, loss_noise=loss_noise)],
     }

@@ -9,7 +9,8 @@ from stability.tracking.record import TERMINAL
 _MISSING = "-"
 _HEADER = ("scale", "params", "arm", "sensitivity (mean)", "best LR", "highest stable LR", "max attention logit")
 _CLAIMS_HEADER = ("claim", "verdict", "effect", "90 % interval", "n")
-_RIGHT_ALIGNED = ("params", "best LR", "max attention logit", "effect", "n")
+_FORECAST_HEADER = ("N", "LR", "forecast", "90 % interval", "P", "remark")
+_RIGHT_ALIGNED = ("params", "best LR", "max attention logit", "effect", "n", "N", "LR", "forecast", "P")
 
 
 def format_table(summary: Mapping[str, Any]) -> str:
@@ -60,6 +61,77 @@ def format_claims(summary: Mapping[str, Any]) -> str:
         for claim in summary["claims"]
     ]
     return _aligned(_CLAIMS_HEADER, lines) if lines else ""
+
+
+def format_forecasts(summary: Mapping[str, Any]) -> str:
+    """The forecasts of quantities, each after its back-test; empty where there are none.
+
+    Args:
+        summary: as `analyze` returns it.
+    """
+    return "\n\n".join(_forecast_text(one) for one in summary["quantity_forecasts"])
+
+
+def _forecast_text(one: Mapping[str, Any]) -> str:
+    lines = [f"Forecast {one['name']}: {one['quantity']}, {forecast_threshold_text(one)} ({one['arm']})"]
+    lines += [f"  {text}" for text in back_test_lines(one)]
+    if one["reason"]:
+        return "\n".join([*lines, f"  No forecast: {one['reason']}."])
+    for row in one["highest_stable"]:
+        lines.append(f"  {size_name(row['n_params'])}: {highest_stable_text(row)}")
+    rows = [
+        (
+            size_name(row["n_params"]),
+            f"{row['learning_rate']:g}",
+            _MISSING if row["value"] is None else compact(row["value"]),
+            interval_text(row["interval"]) or _MISSING,
+            _MISSING if row["probability"] is None else f"{row['probability']:.2f}",
+            row["reason"] or "",
+        )
+        for row in one["predictions"]
+    ]
+    return "\n".join([*lines, *(f"  {line}" for line in _aligned(_FORECAST_HEADER, rows).splitlines())])
+
+
+def forecast_threshold_text(one: Mapping[str, Any]) -> str:
+    """The threshold of a forecast in words.
+
+    Args:
+        one: an entry of `quantity_forecasts`.
+    """
+    if one["threshold"] is None:
+        return "no threshold: the runs' verdicts do not tell one"
+    side = f"danger {one['direction']} {one['threshold']:.3g}"
+    if not one["threshold_estimated"]:
+        return side
+    return f"{side}, estimated from the runs {interval_text(one['threshold_interval'])}"
+
+
+def back_test_lines(one: Mapping[str, Any]) -> list[str]:
+    """The back-tests of a forecast in words, a line for each rival: log score, gain over persistence, coverage.
+
+    Args:
+        one: an entry of `quantity_forecasts`.
+    """
+    return [
+        f"back-test {row['model']}: log score {row['log_score']:.2f}"
+        + ("" if row["gain"] is None else f" ({row['gain']:+.2f} against persistence)")
+        + f", 90 % intervals held {row['coverage']:.0%} of {row['n_runs']} runs"
+        for row in one["back_test"]
+        if row["held_out"] is None
+    ]
+
+
+def highest_stable_text(row: Mapping[str, Any]) -> str:
+    """An entry of `highest_stable` in words."""
+    if row["value"] is None:
+        return f"highest stable LR: {row['reason']}"
+    ends = ["outside the grid" if end is None else f"{end:.3g}" for end in row["interval"]]
+    safe = "no LR of the grid" if row["safe"] is None else f"up to {row['safe']:.3g}"
+    return (
+        f"highest stable LR {row['value']:.3g}, 90 % interval {ends[0]} to {ends[1]}; "
+        f"safe with probability {row['safe_probability']:g}: {safe}"
+    )
 
 
 def interval_text(interval: Sequence[float] | None) -> str:

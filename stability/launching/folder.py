@@ -93,6 +93,7 @@ def open_folder(
         "scales": {**old["scales"], **ladder.scales},
         "quantities": definition.quantities,
         "claims": definition.claims,
+        "forecasts": definition.forecasts,
         "runs": list(dict.fromkeys([*old["runs"], *(run.fingerprint for run in runs)])),
         "settings": settings,
         "commands": [*old["commands"], {"time": now, "command": command}],

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from stability.analysis import analyze, format_claims, format_table
+from stability.analysis import analyze, format_claims, format_forecasts, format_table
 from stability.analysis.claims import parse_claims
+from stability.analysis.forecast import parse_forecasts
 from stability.analysis.quantities import parse_quantities
 from stability.config import RunConfig, fingerprint, resolve, validate
 from stability.data.corpus import Corpus, load_corpus
@@ -52,6 +53,7 @@ def launch(request: Request) -> int:
         text_of(parts, run)
     manifest = check_folder(path, sweep, runs, request.ladder.scales)
     parse_claims(request.definition.claims)
+    parse_forecasts(request.definition.forecasts)
     parse_quantities(request.definition.quantities)
     lender = Path(request.execution.reuse_from).expanduser() if request.execution.reuse_from else None
     if lender:
@@ -91,6 +93,8 @@ def launch(request: Request) -> int:
         print("\n" + format_table(summary))
         if summary["claims"]:
             print("\n" + format_claims(summary))
+        if summary["quantity_forecasts"]:
+            print("\n" + format_forecasts(summary))
         print(f"\nResults: {path}   ({'report.html, ' if execution.report else ''}summary.json, analysis/, runs/)")
     for line in tracker.closing_words():
         print(line)

@@ -69,6 +69,7 @@ class Sweep:
         grids: each maps keys, or groups of configs, to lists of values.
         quantities: name -> what to read from each run's metrics (`stability.analysis.quantities`).
         claims: name -> a statement to test (`stability.analysis.claims`).
+        forecasts: name -> a quantity to forecast over N and LR (`stability.analysis.forecast`).
         expect: ladder -> what an honest reader should expect there.
     """
 
@@ -77,6 +78,7 @@ class Sweep:
     grids: dict[str, dict[str, Any]] = field(default_factory=dict)
     quantities: dict[str, dict[str, Any]] = field(default_factory=dict)
     claims: dict[str, dict[str, Any]] = field(default_factory=dict)
+    forecasts: dict[str, dict[str, Any]] = field(default_factory=dict)
     expect: dict[str, str] = field(default_factory=dict)
 
 

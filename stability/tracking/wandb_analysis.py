@@ -12,7 +12,18 @@ from stability.tracking.names import RECORD
 from stability.tracking.record import RUNS, run_folders, without_nonfinite
 from stability.tracking.tracker import TrackedSweep
 
-MANIFEST_KEYS = ("sweep", "sweep_id", "question", "source", "ladder", "scales", "quantities", "claims", "runs")
+MANIFEST_KEYS = (
+    "sweep",
+    "sweep_id",
+    "question",
+    "source",
+    "ladder",
+    "scales",
+    "quantities",
+    "claims",
+    "forecasts",
+    "runs",
+)
 
 CHARTS: Mapping[str, tuple[str, str, str, str]] = {
     "loss_by_learning_rate": ("curves", "log10_learning_rate", "loss_mean", "Final validation loss by learning rate"),

@@ -1,4 +1,4 @@
-"""Forecasts of observed quantities over N and LR: rivals, back-tests, thresholds, answers, and which run to make next."""
+"""Forecasts of observed quantities over N and LR: rivals, back-tests, thresholds, answers, and the next run."""
 
 from stability.analysis.forecast.results import Forecast, forecast, quantity_forecasts
 from stability.analysis.forecast.settings import QuantityForecast, parse_forecasts

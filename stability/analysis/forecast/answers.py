@@ -79,7 +79,7 @@ def too_wide(low: float, high: float) -> str | None:
 
 
 def predictions(test: BackTest, threshold: Threshold | None, sizes: Sequence[float]) -> list[dict[str, Any]]:
-    """Every size at every learning rate of the grid: q with its interval, and P(unstable) or P(beyond the threshold)."""
+    """Every size at every LR of the grid: q with its interval, and P(unstable) or P(beyond the threshold)."""
     rates = test.data.log_rates
     problem = obstacle(test)
     rows: list[dict[str, Any]] = []
@@ -149,7 +149,7 @@ def highest_stable(test: BackTest, threshold: Threshold, sizes: Sequence[float])
 
 
 def unstable_from(test: BackTest, threshold: Threshold) -> list[dict[str, Any]]:
-    """For each LR the N at which P(unstable) first passes 1/2, with where it passes 5 and 95 %, as far as is in reach."""
+    """For each LR the N at which P(unstable) first passes 1/2, and where it passes 5 and 95 %, as far as is in reach."""
     rates, sizes = test.data.log_rates, test.data.log_sizes
     problem = obstacle(test)
     furthest = sizes[-1] + math.log(REACH * test.largest_ratio)

@@ -1,13 +1,13 @@
 """Rolling back-tests: every model forecasts the largest one, two and three sizes from the smaller ones, and is scored.
 
-From S sizes those of the k smallest are fitted, k = S - 1, S - 2, S - 3 and at least 2, and every larger size is forecast,
-run by run. Nothing of a size that is held out is seen by the fit: not its values, verdicts, learning rates, nor the
-spread of its seeds. The same holds of `averaged`, the mixture of all models but persistence: its weights and its
-widening at k come from back-tests within the k smallest sizes.
+From S sizes those of the k smallest are fitted, k = S - 1, S - 2, S - 3 and at least 2, and every larger size is
+forecast, run by run. Nothing of a size that is held out is seen by the fit: not its values, verdicts, learning rates,
+nor the spread of its seeds. The same holds of `averaged`, the mixture of all models but persistence: its weights and
+its widening at k come from back-tests within the k smallest sizes.
 
-Scores are proper (Gneiting & Raftery 2007, Journal of the American Statistical Association 102, 359-378): the log score,
-nats a run, larger being better; and the interval score (their equation 43) of the 90 % interval of ln q, smaller being
-better. Runs of one size are not independent, so a score is first averaged over the runs of a size.
+Scores are proper (Gneiting & Raftery 2007, Journal of the American Statistical Association 102, 359-378): the log
+score, nats a run, larger being better; and the interval score (their equation 43) of the 90 % interval of ln q, smaller
+being better. Runs of one size are not independent, so a score is first averaged over the runs of a size.
 """
 
 import math

@@ -110,7 +110,7 @@ class CellMeans:
 
     def noise(self, log_rate: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
         """Standard deviation over seeds of a further run, interpolated over the learning rates."""
-        return np.interp(log_rate, self.noise_rates, self.noise_sd)
+        return np.asarray(np.interp(log_rate, self.noise_rates, self.noise_sd))
 
 
 def observations(
@@ -155,7 +155,7 @@ def _of_arm(table: pl.DataFrame, quantity: str, unstable_excess: float) -> list[
             for column, rate in enumerate(cell.learning_rates.tolist()):
                 key = (cell.scale, cell.n_params, rate, seed, data_seed)
                 flags[key] = bool(verdicts[row, column]), bool(cell.diverged[row, column])
-    rows = []
+    rows: list[Mapping[str, Any]] = []
     for run in table.select(*dict.fromkeys((*_RUN, quantity))).iter_rows(named=True):
         key = tuple(run[name] for name in _RUN)
         if key in flags:
@@ -230,12 +230,13 @@ def _cell_means(
     count = np.bincount(inverse)
     mean = np.bincount(inverse, value) / count
     squares = np.bincount(inverse, (value - mean[inverse]) ** 2)
-    rates = np.unique(places[:, 1])
+    sizes, at_rates = places[:, 0], places[:, 1]
+    rates = np.unique(at_rates)
     if not (count > 1).any():
-        return CellMeans(*places.T, mean, count, np.zeros(len(mean)), rates, np.zeros(len(rates)), np.inf)
+        return CellMeans(sizes, at_rates, mean, count, np.zeros(len(mean)), rates, np.zeros(len(rates)), np.inf)
     variance, prior_degrees = shrunk_variances(squares, count - 1)
-    spread = [float(np.exp(np.log(variance[places[:, 1] == rate]).mean() / 2)) for rate in rates]
-    return CellMeans(*places.T, mean, count, variance, rates, np.array(spread), prior_degrees)
+    spread = [float(np.exp(np.log(variance[at_rates == rate]).mean() / 2)) for rate in rates]
+    return CellMeans(sizes, at_rates, mean, count, variance, rates, np.array(spread), prior_degrees)
 
 
 def shrunk_variances(

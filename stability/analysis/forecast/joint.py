@@ -9,8 +9,8 @@ With x = ln N and z = ln LR about their means, k an LR of the grid and d, e stan
     ln q = P(x, z) + a_k + b_k x + c_k x^2 + omega d(N) + eta e(N, k) + seed noise            (pooled)
     ln q = p(x, z) + f(x, z)              + omega d(N) + eta e(N, k) + seed noise            (gaussian_process)
 
-P is a polynomial with the terms 1, x, z, xz, z^2, x z^2, x^2, x^2 z; a_k, b_k, c_k ~ Normal(0, tau_a, tau_b, tau_c) is the
-partial pooling over learning rates (Gelman et al., Bayesian Data Analysis, 3rd ed., ch. 5 and 15). p has the terms 1,
+P is a polynomial with the terms 1, x, z, xz, z^2, x z^2, x^2, x^2 z; a_k, b_k, c_k ~ Normal(0, tau_a, tau_b, tau_c) is
+the partial pooling over learning rates (Gelman et al., Bayesian Data Analysis, 3rd ed., ch. 5, 15). p has the terms 1,
 x, z, xz; f is a Gaussian process with a squared-exponential kernel (Rasmussen & Williams 2006, Sections 2.2 and 2.7).
 omega is what all learning rates of a size have in common, eta the lack of fit of a cell. The noise over seeds is
 estimated cell by cell beforehand (`shrunk_variances`). With one seed it is part of eta.

@@ -80,14 +80,11 @@ def next_runs(
     rows = []
     for best_by, score in (("gain", gain), ("gain_per_cost", gain / cost)):
         for place in np.argsort(-score, kind="stable")[:LISTED]:
-            rows.append(
-                {
-                    "n_params": round(math.exp(places[place, 0])),
-                    "learning_rate": float(f"{math.exp(places[place, 1]):.12g}"),
-                    "gain": float(gain[place]),
-                    "cost": float(cost[place]),
-                    "gain_per_cost": float(gain[place] / cost[place]),
-                    "best_by": best_by,
-                }
-            )
+            row = {
+                "n_params": round(math.exp(places[place, 0])),
+                "learning_rate": float(f"{math.exp(places[place, 1]):.12g}"),
+                "gain": float(gain[place]),
+                "cost": float(cost[place]),
+            }
+            rows.append(row | {"gain_per_cost": row["gain"] / row["cost"], "best_by": best_by})
     return rows

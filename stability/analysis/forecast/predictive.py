@@ -1,4 +1,4 @@
-"""Predictive distributions of ln q: weighted mixtures of Student-t's, which every model here can say its forecast in."""
+"""Predictive distributions of ln q: weighted mixtures of Student-t's, in which every model here says its forecast."""
 
 import math
 from collections.abc import Sequence
@@ -83,7 +83,7 @@ def student_cdf(z: Float[np.ndarray, "*any"], degrees: Float[np.ndarray, "*any"]
     b = 48 * a**2
     y = np.sqrt(a * np.log1p(z**2 / np.maximum(degrees, _SERIES_FROM)))
     cubic = y**2 * y
-    tail = cubic * (((4 * y**2 + 33) * y**2 + 240)) + 855 * y
+    tail = cubic * ((4 * y**2 + 33) * y**2 + 240) + 855 * y
     u = y + (cubic + 3 * y) / b - tail / (10 * b * (b + 0.8 * y**4 + 100))
     found = ndtr(np.copysign(u, z))
     heavy = degrees < _SERIES_FROM
@@ -108,7 +108,8 @@ def student(
 def mixed(parts: Sequence[Predictive], weights: Sequence[float]) -> Predictive:
     """The mixture of several forecasts of the same values."""
     total = math.fsum(weights)
-    return Predictive(
-        *(np.concatenate([getattr(part, name) for part in parts]) for name in ("location", "scale", "degrees")),
-        np.concatenate([part.weights * weight / total for part, weight in zip(parts, weights, strict=True)]),
+    location, scale, degrees = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("location", "scale", "degrees")
     )
+    shares = [part.weights * weight / total for part, weight in zip(parts, weights, strict=True)]
+    return Predictive(location, scale, degrees, np.concatenate(shares))

@@ -173,7 +173,7 @@ def forecast(
     chosen = arms[0] if arm is None and arms else arm
     if chosen not in arms:
         raise InputError("arm", chosen, "has no runs", f"Choose one of: {', '.join(arms)}.")
-    settings = {"quantity": quantity, "threshold": threshold, "direction": direction}
+    settings: dict[str, Any] = {"quantity": quantity, "threshold": threshold, "direction": direction}
     settings |= {"n_params": tuple(n_params), "factors": tuple(factors)}
     parsed = parse_forecasts({quantity: settings})[quantity]
     return _of_arms(quantity, parsed, table.filter(pl.col("arm") == chosen), (), unstable_excess)[0]
@@ -273,12 +273,11 @@ def _forecast(
         rows["highest_stable"] = answers.highest_stable(test, threshold, sizes)
         rows["unstable_from"] = answers.unstable_from(test, threshold)
         rows["next_runs"] = _next_runs(test, rows["highest_stable"], rows["predictions"])
-    reason = answers.obstacle(test)
     interval = threshold.interval() if threshold else None
     return _with(
         empty,
         **counted,
-        reason=reason,
+        reason=answers.obstacle(test),
         threshold=settings.nominal or (threshold.value if threshold else None),
         threshold_interval=interval,
         weights=dict(test.averaged.weights),
@@ -334,7 +333,7 @@ _BAND_POINTS = 25
 
 
 def _band(test: BackTest, sizes: Sequence[float]) -> list[dict[str, Any]]:
-    """The mixture over the sizes trained and, as far as they are in reach, forecast; nothing where it is not allowed."""
+    """The mixture over the sizes trained and, as far as is in reach, forecast; nothing where that is not allowed."""
     if answers.obstacle(test):
         return []
     reachable = [math.log(size) for size in sizes if not answers.out_of_reach(test, size)]

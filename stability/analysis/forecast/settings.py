@@ -1,10 +1,10 @@
 """What can be forecast: declared in sweep files under `forecasts`, or in any YAML.
 
-    forecasts:
-      logits_that_fail:
-        quantity: logit_max_early
-        threshold: estimated
-        factors: [2, 4]
+forecasts:
+  logits_that_fail:
+    quantity: logit_max_early
+    threshold: estimated
+    factors: [2, 4]
 """
 
 from collections.abc import Mapping
@@ -72,6 +72,5 @@ def _parse(name: str, content: Any) -> QuantityForecast:
         words = {field.name for field in fields(QuantityForecast)}
         key = next((str(part) for part in first["loc"] if str(part) in words), ".".join(map(str, first["loc"])))
         problem = "must be a positive number, or `estimated`" if key == "threshold" else first["msg"]
-        raise InputError(
-            f"forecasts.{name}.{key}", first.get("input"), problem, f"A forecast has the fields {', '.join(sorted(words))}."
-        ) from None
+        fix = f"A forecast has the fields {', '.join(sorted(words))}."
+        raise InputError(f"forecasts.{name}.{key}", first.get("input"), problem, fix) from None

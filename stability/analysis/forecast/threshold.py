@@ -3,8 +3,8 @@
     P(unstable | q, N) = lapse / 2 + (1 - lapse) Phi( sign (ln q - t - g ln(N / reference)) / w )
 
 a probit with an uncertain threshold t, width w and drift g: nothing says that the loss suffers from the same value at
-all sizes. The posterior is computed on a grid; the priors are the constants below. The lapse keeps a single odd run from
-ruling a threshold out.
+all sizes. The posterior is computed on a grid; the priors are the constants below. The lapse keeps a single odd run
+from ruling a threshold out.
 """
 
 import math
@@ -175,8 +175,8 @@ def verdict_scores(
             logs.setdefault(name, []).append(float(np.log(np.where(held.unstable, p, 1 - p)).mean()))
             brier.setdefault(name, []).append(float(((p - held.unstable) ** 2).mean()))
     return [
-        {"rival": name, "log_score": float(np.mean(logs[name])), "brier": float(np.mean(brier[name])), "n": len(logs[name])}
-        for name in logs
+        {"rival": name, "log_score": float(np.mean(own)), "brier": float(np.mean(brier[name])), "n": len(own)}
+        for name, own in logs.items()
     ]
 
 
