@@ -22,7 +22,7 @@ class Definitions:
 
 
 def read_definitions(path: str | Path, key: str = "claims") -> Definitions:
-    """Read `quantities`, `claims` and `forecasts` of a YAML file, at its top or under `sweep`, as in sweeps/sweep/*.yaml.
+    """Read `quantities`, `claims` and `forecasts` of a YAML file, at its top or under `sweep`: sweeps/sweep/*.yaml.
 
     Args:
         path: of the file.

@@ -10,8 +10,9 @@ from stability.analysis.figures.by_learning_rate import (
     quantity_by_learning_rate,
 )
 from stability.analysis.figures.by_n_params import sensitivity_by_n_params, stable_edge_by_n_params
-from stability.analysis.figures.catalogue import Figure, all_figures
+from stability.analysis.figures.catalogue import Figure, all_figures, forecast_names
 from stability.analysis.figures.files import save_all, specification, vega_lite_version
+from stability.analysis.figures.forecast import forecast_by_n_params
 from stability.analysis.figures.over_steps import attention_logit_max_over_steps, log_z_over_steps
 from stability.analysis.figures.style import Chart
 
@@ -21,6 +22,8 @@ __all__ = [
     "all_figures",
     "attention_logit_max_by_learning_rate",
     "attention_logit_max_over_steps",
+    "forecast_by_n_params",
+    "forecast_names",
     "log_z_by_learning_rate",
     "log_z_over_steps",
     "loss_by_learning_rate",

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 
-from stability.analysis.figures import by_learning_rate, by_n_params, over_steps
+from stability.analysis.figures import by_learning_rate, by_n_params, forecast, over_steps
 from stability.analysis.figures.style import Chart
 from stability.analysis.source import COLUMNS, RUN_INDEX, Source
 
@@ -18,6 +18,7 @@ HISTORY_ROWS_OF_A_RUN = (12, 200)
 """... and what each run gets of them: at least, at most."""
 
 QUANTITY = "quantity_"
+FORECAST = "forecast_"
 QUANTITIES_DRAWN = 12
 """A table may have a hundred numeric columns, each a quantity: so many are drawn, those that a sweep declares first."""
 
@@ -58,15 +59,31 @@ def _charts(
     yield "attention_logit_max_over_steps", over_steps.attention_logit_max_over_steps(table, history)
     yield "log_z_by_learning_rate", by_learning_rate.log_z_by_learning_rate(_with_log_z(table, history))
     yield "log_z_over_steps", over_steps.log_z_over_steps(table, history)
+    for name, one in zip(forecast_names(summary["quantity_forecasts"]), summary["quantity_forecasts"], strict=True):
+        yield name, forecast.forecast_by_n_params(table, one)
     for name, file in _file_names(table.columns[len(COLUMNS) :][:QUANTITIES_DRAWN]).items():
         yield file, by_learning_rate.quantity_by_learning_rate(table, name)
 
 
-def _file_names(quantities: Sequence[str]) -> dict[str, str]:
+def forecast_names(forecasts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A name for the files of each forecast's figure.
+
+    Args:
+        forecasts: entries of `quantity_forecasts`.
+    """
+    arms = {one["arm"] for one in forecasts}
+    return list(
+        _file_names(
+            [" ".join([one["name"], *([one["arm"]] if len(arms) > 1 else [])]) for one in forecasts], FORECAST
+        ).values()
+    )
+
+
+def _file_names(quantities: Sequence[str], prefix: str = QUANTITY) -> dict[str, str]:
     """Quantity -> a name for its figure's files, which no character of its own can lead elsewhere."""
     names: dict[str, str] = {}
     for name in quantities:
-        plain = QUANTITY + re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80]
+        plain = prefix + re.sub(r"[^A-Za-z0-9_-]+", "_", name)[:80]
         same = sum(other == plain or other.startswith(f"{plain}.") for other in names.values())
         names[name] = f"{plain}.{same + 1}" if same else plain
     return names

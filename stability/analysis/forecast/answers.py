@@ -149,7 +149,7 @@ def highest_stable(test: BackTest, threshold: Threshold, sizes: Sequence[float])
 
 
 def unstable_from(test: BackTest, threshold: Threshold) -> list[dict[str, Any]]:
-    """For each LR the N at which P(unstable) first passes 1/2, and where it passes 5 and 95 %, as far as is in reach."""
+    """For each LR the N at which P(unstable) first passes 1/2, and where it passes 5 and 95 %, as far as in reach."""
     rates, sizes = test.data.log_rates, test.data.log_sizes
     problem = obstacle(test)
     furthest = sizes[-1] + math.log(REACH * test.largest_ratio)

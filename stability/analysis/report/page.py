@@ -18,8 +18,16 @@ import jinja2
 import vl_convert
 
 from stability.analysis.figures import vega_lite_version
+from stability.analysis.figures.catalogue import FORECAST
 from stability.analysis.source import Source, size_name
-from stability.analysis.terminal import compact, edge_text, interval_text, result_lines
+from stability.analysis.terminal import (
+    compact,
+    edge_text,
+    forecast_threshold_text,
+    highest_stable_text,
+    interval_text,
+    result_lines,
+)
 from stability.cache import cached
 
 _FOLDER = Path(__file__).resolve().parent
@@ -36,6 +44,12 @@ _HOW_TO_READ = {
     "log_z_by_learning_rate": "log Z far from 0 is what z-loss prevents: the output logits drift away together.",
     "log_z_over_steps": "The same over training.",
 }
+
+
+_FORECAST_HOW_TO_READ = (
+    "Where the band crosses the dashed line a learning rate is in danger. First look whether the diamonds, forecasts "
+    "of a size that was held out, had their points inside their bars."
+)
 
 
 def page(
@@ -70,11 +84,14 @@ def page(
         claims=[{**claim, "effect": _number(claim["effect"])} for claim in summary["claims"]],
         # A back-test that the data do not allow is no news.
         forecasts=[one for one in summary["forecasts"] if one["value"] is not None or not one["held_out"]],
+        quantity_forecasts=[
+            {**one, "threshold_text": forecast_threshold_text(one), "headers": _rates(one), "by_size": _by_size(one)}
+            for one in summary["quantity_forecasts"]
+        ],
+        highest_stable=highest_stable_text,
         runs=_runs(summary, found, output),
         quantities=sorted({name for run in summary["runs"] for name in run["quantities"]}),
-        figures=[
-            {"name": name, "how_to_read": _HOW_TO_READ.get(name, ""), "files": _files(name, formats)} for name in specs
-        ],
+        figures=[{"name": name, "how_to_read": _how_to_read(name), "files": _files(name, formats)} for name in specs],
         number=_number,
         size_name=size_name,
         edge=lambda observed: edge_text(*observed) if observed else "",
@@ -84,6 +101,22 @@ def page(
         library=_library(),
         specs=_as_script_data(specs),
     )
+
+
+def _how_to_read(name: str) -> str:
+    return _FORECAST_HOW_TO_READ if name.startswith(FORECAST) else _HOW_TO_READ.get(name, "")
+
+
+def _rates(forecast: Mapping[str, Any]) -> list[float]:
+    return list(dict.fromkeys(row["learning_rate"] for row in forecast["predictions"]))
+
+
+def _by_size(forecast: Mapping[str, Any]) -> dict[int, list[Mapping[str, Any]]]:
+    """The predictions of each size, in the order of `_rates`."""
+    found: dict[int, list[Mapping[str, Any]]] = {}
+    for row in forecast["predictions"]:
+        found.setdefault(row["n_params"], []).append(row)
+    return found
 
 
 def _part(name: str) -> str:
