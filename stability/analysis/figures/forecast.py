@@ -79,7 +79,8 @@ def forecast_by_n_params(table: pl.DataFrame, forecast: Mapping[str, Any]) -> Ch
         of("run").mark_point(filled=True, color=INK, size=40, opacity=0.8).encode(tooltip=told),
     ]
     if threshold:
-        once = base.transform_aggregate(count="count()", groupby=["learning_rate"])
+        # Without the x of the others, so that it goes across the whole panel.
+        once = alt.Chart(drawn).transform_aggregate(count="count()", groupby=["learning_rate", "arm"])
         layers.append(once.mark_rule(color=QUIET, strokeDash=[5, 4]).encode(y=alt.datum(threshold)))
     header = alt.Header(title=None, labelExpr="'LR ' + format(datum.value, '~g')", labelFontSize=13)
     panel = alt.layer(*layers).properties(width=PANEL["width"] * 0.75, height=PANEL["height"] * 0.7)
