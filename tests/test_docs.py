@@ -430,7 +430,7 @@ def test_a_public_name_is_typed_and_documented(name: str, site: Path) -> None:
     assert f"heading: stability.{name}}}" in (ROOT / "docs/api.md").read_text("utf-8")
 
 
-MEASURES = [name for name in PUBLIC if name not in ("analyze", "load")]
+MEASURES = [name for name in PUBLIC if name not in ("analyze", "load", "forecast")]  # that one needs a quantity
 
 
 @pytest.mark.parametrize("name", MEASURES)

@@ -216,9 +216,9 @@ def imputed(data: Observations) -> Float[np.ndarray, " R"]:
         sd = max(float(np.std((values - mean)[~data.censored])), 1e-3)
         h = data.sign * (data.value - mean) / sd
         density = np.exp(-(h**2) / 2) / np.sqrt(2 * np.pi)
-        # Far out the ratio of density and tail tends to h; the floor keeps it from dividing nothing by nothing.
-        mills = np.where(h > 30, h, density / np.maximum(ndtr(-h), 1e-200))
-        values = np.where(data.censored, mean + data.sign * sd * np.maximum(mills, h), data.value)
+        # Far out the ratio of density and tail tends to h + 1/h; the floor keeps it from dividing nothing by nothing.
+        mills = np.where(h > 30, h + 1 / np.maximum(h, 1), density / np.maximum(ndtr(-h), 1e-200))
+        values = np.where(data.censored, mean + data.sign * sd * mills, data.value)
     return values
 
 

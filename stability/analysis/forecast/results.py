@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from stability.analysis.cells import outcomes
 from stability.analysis.forecast import answers
 from stability.analysis.forecast.backtest import AVERAGED, BackTest
 from stability.analysis.forecast.data import Direction, Observations, observations
@@ -167,6 +168,7 @@ def forecast(
     Raises:
         InputError: the table or an argument is bad, or there are several arms and none is named.
     """
+    outcomes(table)  # refuses what is no table of runs
     arms = sorted(table["arm"].unique().to_list())
     if arm is None and len(arms) > 1:
         raise InputError("arm", "", f"is missing, and the table has {', '.join(arms)}", "Name one of them.")
