@@ -6,7 +6,7 @@
     stability.sensitivity(runs)                     # LR sensitivity by arm and scale
     stability.max_stable_learning_rate(runs)
     stability.forecast_stable_edge(runs, [1e9])     # where it will be at 1e9 parameters, with a back-test
-    stability.forecast(runs, arm="qk_layernorm=none", quantity="attention_logit_max", factors=[4])  # and what breaks runs
+    stability.forecast(runs, quantity="attention_logit_max", factors=[4], arm="qk_layernorm=none")  # what breaks runs
 
 These import no JAX.
 """

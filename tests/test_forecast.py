@@ -10,8 +10,11 @@ import jsonschema
 import numpy as np
 import polars as pl
 import pytest
+import yaml
+from conftest import TINY, Command
 from forecast_worlds import KINDS, LEARNING_RATES, World, draw_world
 from scipy.stats import norm, t
+from test_report import make_sweep
 
 import stability
 from stability.analysis import analyze
@@ -25,7 +28,7 @@ from stability.analysis.forecast.next_run import expected_shrinkage, next_runs
 from stability.analysis.forecast.predictive import Predictive, mixed, student, student_cdf
 from stability.analysis.forecast.threshold import estimated, given
 from stability.errors import InputError
-from stability.tracking.record import without_nonfinite
+from stability.tracking import record
 
 SCHEMA = json.loads((Path(answers.__file__).parents[1] / "summary.schema.json").read_text())
 
@@ -401,7 +404,9 @@ class TestInterface:
     def test_a_quantity_that_no_run_has(self, table: pl.DataFrame) -> None:
         empty = forecast(table.with_columns(q=pl.lit(None, pl.Float64)), quantity="q")
         assert empty.reason == "no run has a positive value of q"
-        jsonschema.validate(without_nonfinite(empty.to_dict()), {**SCHEMA, **SCHEMA["$defs"]["quantity_forecast"]})
+        jsonschema.validate(
+            record.without_nonfinite(empty.to_dict()), {**SCHEMA, **SCHEMA["$defs"]["quantity_forecast"]}
+        )
 
     @pytest.mark.parametrize(
         ("fields", "key"),
@@ -429,6 +434,28 @@ class TestInterface:
         with pytest.raises(InputError, match="arm"):
             forecast(two, quantity="q")
         assert stability.forecast(two, quantity="q", arm="other", factors=[2]).arm == "other"
+
+    def test_a_sweep_declares_them_in_its_manifest(self, tmp_path: Path) -> None:
+        folder = make_sweep(tmp_path / "growth")
+        manifest = record.read_json(folder / "sweep.json")
+        wanted = {"growth": {"quantity": "early_logit", "threshold": 10.0, "arms": ["qk_layernorm=none"]}}
+        record.write_json(folder / "sweep.json", {**manifest, "forecasts": wanted})
+        (found,) = analyze(folder, tmp_path / "out", figure_formats=[], report=False)["quantity_forecasts"]
+        assert (found["name"], found["arm"], found["n_scales"]) == ("growth", "qk_layernorm=none", 2)
+        assert "needs 3" in found["reason"]
+
+    def test_a_bad_one_is_refused_before_training(self, command: Command, tmp_path: Path) -> None:
+        (tmp_path / "sweeps/sweep").mkdir(parents=True)
+        declared = "{grids: {main: {seed: [0]}}, forecasts: {f: {quantity: q, threshold: soon}}}"
+        (tmp_path / "sweeps/sweep/mine.yaml").write_text(f"# @package _global_\nsweep: {declared}\n")
+        outcome = command(*TINY, "+sweep=mine")
+        assert outcome.code == 2
+        assert "forecasts.f.threshold=soon" in outcome.err
+
+    @pytest.mark.parametrize("name", ["logit_growth_forecast", "gradient_rms"])
+    def test_the_sweeps_that_forecast(self, name: str) -> None:
+        content = yaml.safe_load((Path(__file__).parents[1] / f"sweeps/sweep/{name}.yaml").read_text())["sweep"]
+        assert {one.quantity for one in parse_forecasts(content["forecasts"]).values()} <= content["quantities"].keys()
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------
