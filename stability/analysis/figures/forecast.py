@@ -85,11 +85,12 @@ def forecast_by_n_params(table: pl.DataFrame, forecast: Mapping[str, Any]) -> Ch
     header = alt.Header(title=None, labelExpr="'LR ' + format(datum.value, '~g')", labelFontSize=13)
     panel = alt.layer(*layers).properties(width=PANEL["width"] * 0.75, height=PANEL["height"] * 0.7)
     faceted = panel.facet(facet=alt.Facet("learning_rate:Q").header(header), columns=_COLUMNS)
+    drifting = ", as estimated for the middle of the sizes" if forecast["threshold_estimated"] else ""
     title = alt.Title(
         f"Forecast of {quantity.replace('_', ' ')} over model size",
         subtitle=[
             "points: runs; band: 90 % interval of a further run; diamonds: the largest size when it was held out",
-            *([f"dashed: threshold {threshold:.3g}"] if threshold else []),
+            *([f"dashed: threshold {threshold:.3g}{drifting}"] if threshold else []),
         ],
     )
     return finished(faceted.resolve_axis(x="independent"), title)
