@@ -396,6 +396,7 @@ class TestInterface:
         assert (tmp_path / "out/analysis/forecast_fails.svg").exists()
         page = (tmp_path / "out/report.html").read_text()
         start = page.index("Forecast: fails")
+        assert page[start : page.index("Forecast: low")].count("would narrow") == 2
         assert page.index("<h3>Back-test</h3>", start) < page.index("<h3>Forecast</h3>", start)
         text = stability.analysis.format_forecasts(summary)
         assert text.index("back-test averaged") < text.index("highest stable LR")

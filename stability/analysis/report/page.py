@@ -84,10 +84,7 @@ def page(
         claims=[{**claim, "effect": _number(claim["effect"])} for claim in summary["claims"]],
         # A back-test that the data do not allow is no news.
         forecasts=[one for one in summary["forecasts"] if one["value"] is not None or not one["held_out"]],
-        quantity_forecasts=[
-            {**one, "threshold_text": forecast_threshold_text(one), "headers": _rates(one), "by_size": _by_size(one)}
-            for one in summary["quantity_forecasts"]
-        ],
+        quantity_forecasts=[_forecast(one) for one in summary["quantity_forecasts"]],
         highest_stable=highest_stable_text,
         runs=_runs(summary, found, output),
         quantities=sorted({name for run in summary["runs"] for name in run["quantities"]}),
@@ -105,6 +102,17 @@ def page(
 
 def _how_to_read(name: str) -> str:
     return _FORECAST_HOW_TO_READ if name.startswith(FORECAST) else _HOW_TO_READ.get(name, "")
+
+
+def _forecast(forecast: Mapping[str, Any]) -> dict[str, Any]:
+    """A forecast of a quantity, as the page shows it."""
+    return {
+        **forecast,
+        "threshold_text": forecast_threshold_text(forecast),
+        "headers": _rates(forecast),
+        "by_size": _by_size(forecast),
+        "best_runs": list({row["best_by"]: row for row in reversed(forecast["next_runs"])}.values())[::-1],
+    }
 
 
 def _rates(forecast: Mapping[str, Any]) -> list[float]:
