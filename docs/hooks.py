@@ -109,13 +109,13 @@ def experiments() -> str:
 
 
 def _verdicts(sweep: str) -> str:
-    summary = ROOT / "docs/replication" / sweep / "summary.json"
+    summary = ROOT / "docs/replication/micro" / sweep / "summary.json"
     if not summary.exists():
         return "not run yet" if _yaml(ROOT / f"sweeps/sweep/{sweep}.yaml")["sweep"].get("claims") else ""
     verdicts = Counter(claim["verdict"] for claim in json.loads(summary.read_text(encoding="utf-8"))["claims"])
     words = {"holds": "hold", "fails": "fail", "undecided": "undecided"}
     found = ", ".join(f"{verdicts[verdict]} {word}" for verdict, word in words.items() if verdicts[verdict])
-    return f"[{found}](replication/README.md#{sweep})"
+    return f"[{found}](replication.md#{sweep})"
 
 
 def header(path: Path) -> list[str]:

@@ -162,7 +162,7 @@ def execute(words: Sequence[str]) -> str:
     """
     printed = io.StringIO()
     module = words[2] if words[1:2] == ["-m"] else ""
-    if module not in ("stability.run", "stability.analyze", "stability.status"):
+    if module not in ("stability.run", "stability.analyze", "stability.status", "stability.replicate"):
         return subprocess.run(words, check=True, capture_output=True, text=True).stdout
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("STABILITY_NO_REEXECUTION", "1")
@@ -344,7 +344,7 @@ def test_the_readme_shows_the_table_that_the_program_prints(tmp_path: Path, monk
         run.mkdir(parents=True)
         (run / f"run-{i}.wandb").touch()
     assert last == WandbTracker("stability", None, "offline", Path("results/quickstart")).closing_words()
-    summary = json.loads((ROOT / "docs/replication/qk_layernorm/summary.json").read_text("utf-8"))
+    summary = json.loads((ROOT / "docs/replication/micro/qk_layernorm/summary.json").read_text("utf-8"))
     header, *rows = columns(table)
     real_header, *real_rows = columns(format_table(summary))
     assert header == real_header

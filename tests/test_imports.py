@@ -45,10 +45,11 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "training",
         "typed",
     ),
+    "replication": ("analysis", "errors", "formats", "launching", "tracking"),
 }
 """What each part of the house may import of the others, beside itself. Entry points may import everything."""
 
-ENTRY_POINTS = {"__init__", "run", "prepare", "analyze", "status", "workspace", "command_line", "_plugins"}
+ENTRY_POINTS = {"__init__", "run", "replicate", "prepare", "analyze", "status", "workspace", "command_line", "_plugins"}
 MAY_IMPORT_HYDRA = {"run", "command_line", "_plugins"}
 WITHOUT_JAX = {
     "errors",

@@ -157,8 +157,10 @@ def _verdicts(claims: Mapping[str, Claim], results: Results) -> list[dict[str, A
             {
                 "name": name,
                 "kind": claim.kind,
+                "paper": claim.paper,
                 "verdict": found.verdict,
                 "effect": found.effect,
+                "measured": found.measured,
                 "interval": interval,
                 "n": found.n,
                 "evidence": found.evidence,

@@ -101,6 +101,16 @@ def launch(request: Request) -> int:
     return code
 
 
+def planned(request: Request) -> tuple[PlannedRun, ...]:
+    """Every run that a request asks for, checked and named; nothing is trained or written.
+
+    Raises:
+        InputError: one of them cannot be.
+    """
+    _, configs = _resolved(request)
+    return plan_runs(configs, request.ladder.scales)
+
+
 def _name_and_folder(request: Request, runs: Sequence[PlannedRun]) -> tuple[str, Path]:
     """A sweep is named by its file; a command without one by its folder, or by its first run."""
     given = request.execution.output_dir

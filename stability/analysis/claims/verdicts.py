@@ -33,6 +33,7 @@ class Verdict:
         interval: 90 %, None where there is none.
         n: seeds (for shares: runs) behind it.
         evidence: the numbers in words, or why there are none.
+        measured: what `effect` is a number of, its unit included; empty where there is no effect.
     """
 
     verdict: Outcome
@@ -40,6 +41,7 @@ class Verdict:
     interval: Interval | None
     n: int
     evidence: str
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def decide(parts: Sequence[Part], bound: Bound, what: str) -> Verdict:
     numbers = "; ".join(f"{part.where}{_text(e)}" for part, e in zip(parts, estimates, strict=True))
     reason = _thin(estimates) if outcome == "undecided" else ""
     n = min(e.n for e in estimates)
-    return Verdict(outcome, worst.value, worst.interval, n, f"{what}: {numbers}; claimed {bound}{reason}.")
+    return Verdict(outcome, worst.value, worst.interval, n, f"{what}: {numbers}; claimed {bound}{reason}.", what)
 
 
 def _text(estimate: Estimate) -> str:
@@ -142,4 +144,4 @@ def share(flags: Any, tolerance: float, what: str) -> Verdict:
     outcome: Outcome = "holds" if high < tolerance else "fails" if low > tolerance else "undecided"
     more = "; more runs would tell" if outcome == "undecided" else ""
     numbers = f"{what}: {k} of {n}, {k / n:.2g} [{low:.2g}, {high:.2g}]; claimed below {tolerance:g}{more}."
-    return Verdict(outcome, k / n, (low, high), n, numbers)
+    return Verdict(outcome, k / n, (low, high), n, numbers, what)

@@ -40,7 +40,18 @@ def claim(cls: type[C]) -> type[C]:
 
 
 @claim
-class SensitivityBelow:
+class Statement:
+    """What every claim may hold beside its test.
+
+    Attributes:
+        paper: what the paper states, in our own words. Shown beside the verdict, and no part of the test.
+    """
+
+    paper: str = ""
+
+
+@claim
+class SensitivityBelow(Statement):
     """LR sensitivity of `arm` is below that of `than` by more than `margin` (nats per token), at the scales named.
 
     Per seed and on the learning rates that both arms have. With `than_ranges` each arm keeps its own grid, and `than`
@@ -57,7 +68,7 @@ class SensitivityBelow:
 
 
 @claim
-class SensitivityAlike:
+class SensitivityAlike(Statement):
     """LR sensitivity of any two of the arms differs by less than `within` (nats per token), at the scales named."""
 
     kind: Literal["sensitivity_alike"]
@@ -68,7 +79,7 @@ class SensitivityAlike:
 
 
 @claim
-class StableEdgeFalls:
+class StableEdgeFalls(Statement):
     """The highest stable LR falls as N grows: the slope of its logarithm on log N is negative."""
 
     kind: Literal["stable_edge_falls_with_n"]
@@ -76,7 +87,7 @@ class StableEdgeFalls:
 
 
 @claim
-class TrainsAtEveryLearningRate:
+class TrainsAtEveryLearningRate(Statement):
     """At most a share `tolerance` of the arm's runs, over all learning rates of the grid, is unstable."""
 
     kind: Literal["trains_at_every_learning_rate"]
@@ -86,7 +97,7 @@ class TrainsAtEveryLearningRate:
 
 
 @claim
-class BestLearningRateStays:
+class BestLearningRateStays(Statement):
     """The best LR moves by less than `within` steps of the grid between any two of the scales."""
 
     kind: Literal["best_learning_rate_stays"]
@@ -96,7 +107,7 @@ class BestLearningRateStays:
 
 
 @claim
-class BestLearningRateTrend:
+class BestLearningRateTrend(Statement):
     """The best LR rises, or falls, with N (over the scales of `arm`), or over `arms` in the order given."""
 
     kind: Literal["best_learning_rate_rises", "best_learning_rate_falls"]
@@ -106,7 +117,7 @@ class BestLearningRateTrend:
 
 
 @claim
-class ExceedsOnlyIn:
+class ExceedsOnlyIn(Statement):
     """`quantity` exceeds `threshold` only in runs that diverge (`runs: diverged`) or fail to train (`runs: unstable`).
 
     Holds when at most a share `tolerance` of the runs beyond the threshold are of the other kind, fails when more are.
@@ -122,7 +133,7 @@ class ExceedsOnlyIn:
 
 
 @claim
-class QuantityBelow:
+class QuantityBelow(Statement):
     """`quantity` is lower in `arm` than in `than`, run by run: same seed, scale and LR.
 
     Without `than`, `quantity` is lower than `than_quantity` in the same runs.
@@ -139,7 +150,7 @@ class QuantityBelow:
 
 
 @claim
-class QuantityWithin:
+class QuantityWithin(Statement):
     """`quantity` is at most `at_most` and at least `at_least` in all but a share `tolerance` of the arm's runs."""
 
     kind: Literal["quantity_within"]
@@ -162,7 +173,7 @@ class Curve:
 
 
 @claim
-class QuantityTrend:
+class QuantityTrend(Statement):
     """`quantity` rises, or falls, with N or with LR: its log-log slope, the other being held, is beyond `slope`."""
 
     kind: Literal["quantity_rises", "quantity_falls"]
@@ -175,7 +186,7 @@ class QuantityTrend:
 
 
 @claim
-class GrowsFaster:
+class GrowsFaster(Statement):
     """A quantity (or `sensitivity`) grows faster with N, or LR, along one curve than along another: log-log slopes."""
 
     kind: Literal["grows_faster"]
@@ -186,7 +197,7 @@ class GrowsFaster:
 
 
 @claim
-class SetByLearningRate:
+class SetByLearningRate(Statement):
     """`quantity` is set by the LR and not by N: over scales it changes by less than `at_most` of its change over LRs.
 
     Changes are of its logarithm's means, over a full table of scales and learning rates.

@@ -61,7 +61,7 @@ def _charts(
     yield "log_z_over_steps", over_steps.log_z_over_steps(table, history)
     for name, one in zip(forecast_names(summary["quantity_forecasts"]), summary["quantity_forecasts"], strict=True):
         yield name, forecast.forecast_by_n_params(table, one)
-    for name, file in _file_names(table.columns[len(COLUMNS) :][:QUANTITIES_DRAWN]).items():
+    for name, file in file_names(table.columns[len(COLUMNS) :][:QUANTITIES_DRAWN]).items():
         yield file, by_learning_rate.quantity_by_learning_rate(table, name)
 
 
@@ -73,13 +73,13 @@ def forecast_names(forecasts: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     arms = {one["arm"] for one in forecasts}
     return list(
-        _file_names(
+        file_names(
             [" ".join([one["name"], *([one["arm"]] if len(arms) > 1 else [])]) for one in forecasts], FORECAST
         ).values()
     )
 
 
-def _file_names(quantities: Sequence[str], prefix: str = QUANTITY) -> dict[str, str]:
+def file_names(quantities: Sequence[str], prefix: str = QUANTITY) -> dict[str, str]:
     """Quantity -> a name for its figure's files, which no character of its own can lead elsewhere."""
     names: dict[str, str] = {}
     for name in quantities:

@@ -1,0 +1,241 @@
+"""`python -m stability.replicate ladder=micro`: run the paper's experiments, all of them, and write the card."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from annotated_types import Ge, MinLen
+from pydantic import ConfigDict
+
+from stability.command_line import config_folders, key_values, report, with_transparent_huge_pages
+from stability.errors import InputError
+from stability.tracking.console import Progress, counted, duration
+
+if TYPE_CHECKING:
+    from stability.launching.grid import Request
+    from stability.replication.study import AllRuns, Study
+
+EPILOG = """\
+keys
+  ladder=micro              the sizes: a file in sweeps/ladder
+  seed=0,1,2                seeds of every sweep
+  sweeps=NAME,...           train these only; the card tells of all that have results
+  results=DIR               where the sweeps' folders are, or will be: DIR/NAME (results/replication/LADDER)
+  output=docs/replication.md
+                            the card; its data goes beside it as .json, summaries and figures into a folder of its name
+  tracking=files            who follows the runs: files or wandb
+  progress=auto             what the terminal shows while runs train: auto, live, lines or quiet
+  train=false               train nothing: analyse what there is, and write the card
+  dry_run=true              say what is finished and what is not, and stop
+
+The same command goes on where it was stopped (Ctrl-C, SIGTERM, a kill) and trains nothing twice: a run that several
+sweeps share trains once. Results that are complete are only read. The card is written after every sweep, and says what
+is missing. Exit code 0 when all is done, 1 when a run failed, 2 for bad input, 130 when it was stopped.
+
+examples
+  python -m stability.replicate ladder=micro
+  python -m stability.replicate ladder=micro seed=0 sweeps=qk_layernorm,z_loss
+"""
+LISTS = ("seed", "sweeps")
+EXIT_FAILED, EXIT_STOPPED = 1, 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicationSettings:
+    """The keys of the command line."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    ladder: str = "micro"
+    seed: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] = (0, 1, 2)
+    sweeps: tuple[str, ...] = ()
+    results: str | None = None
+    output: str = "docs/replication.md"
+    tracking: str = "files"
+    progress: Progress = "auto"
+    train: bool = True
+    dry_run: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the sweeps' folders are."""
+        return Path(self.results).expanduser() if self.results else Path("results/replication") / self.ladder
+
+    @property
+    def page(self) -> Path:
+        """The card's page."""
+        return Path(self.output).expanduser()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit code: 0 all done, 1 a run failed, 2 bad input, 130 stopped."""
+    parser = argparse.ArgumentParser(
+        prog="python -m stability.replicate",
+        description="Run the paper's experiments on a ladder, resumably, and write the replication card.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
+    try:
+        settings = _settings(key_values(parser.parse_args(arguments).settings, first="ladder"))
+        with_transparent_huge_pages()
+        return _replicate(settings)
+    except InputError as error:
+        return report(error)
+    except KeyboardInterrupt:
+        print("\nStopped at once. The same command goes on from the last checkpoints.", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+def _settings(given: dict[str, str]) -> ReplicationSettings:
+    from stability.typed import from_mapping
+
+    values = {key: [*filter(None, text.split(","))] if key in LISTS else text for key, text in given.items()}
+    settings = from_mapping(ReplicationSettings, values)
+    if settings.page.suffix != ".md":
+        raise InputError("output", settings.output, "is no Markdown file", "Name one that ends in .md.")
+    for key, path in (("results", settings.folder), ("output", settings.page.parent)):
+        existing = next(one for one in (path, *path.absolute().parents) if one.exists())
+        if not existing.is_dir():
+            raise InputError(key, path, f"{existing} is not a folder", "Name another.")
+    return settings
+
+
+def _replicate(settings: ReplicationSettings) -> int:
+    from stability.launching.launch import launch
+    from stability.launching.signals import stop_flag
+    from stability.replication.experiments import chosen, experiments
+    from stability.replication.study import progress_of
+
+    folders = [Path.cwd() / "sweeps", config_folders().sweeps]
+    names = list(experiments(folders))
+    ladders = {path.stem for folder in folders for path in (folder / "ladder").glob("*.yaml")}
+    if settings.ladder not in ladders:
+        raise InputError("ladder", settings.ladder, "is no ladder", f"Choose from: {', '.join(sorted(ladders))}.")
+    selected = chosen(names, settings.sweeps)
+    studies: list[Study] = []
+    for name in selected if settings.dry_run else names:
+        study = _study(name, settings)
+        if isinstance(study, int):  # said by Hydra's side, or by ours
+            return study
+        studies.append(study)
+    to_train = [study for study in studies if settings.train and study.name in selected and not study.is_complete]
+    for study in to_train:
+        study.check()
+    if settings.dry_run:
+        for study in studies:
+            print(f"{study.name:<24} {len(study.results()):>5} of {counted(len(study.runs), 'run')}")
+        print(_so_far(progress_of(studies)))
+        return 0
+    card = _Card(settings, studies)
+    failed = False
+    with stop_flag(print) as stop:
+        for study in studies:
+            if study not in to_train and study.results():
+                card.add(study)
+        card.write()
+        for number, study in enumerate(to_train, 1):
+            if stop():
+                return EXIT_STOPPED
+            print(f"\n[{number}/{len(to_train)}] {study.name}. All sweeps: {_so_far(progress_of(studies))}")
+            code = launch(_borrowing(study.request, settings.folder))
+            failed = failed or code == EXIT_FAILED
+            if study.results():
+                card.add(study)
+            card.write()
+            if code == EXIT_STOPPED:
+                return code
+    print(f"\n{_so_far(progress_of(studies))}\nCard: {settings.page}, {settings.page.with_suffix('.json')}")
+    return EXIT_FAILED if failed else 0
+
+
+def _borrowing(request: "Request", results: Path) -> "Request":
+    """The request, with runs that another sweep here has finished taken over from it."""
+    from stability.tracking.record import MANIFEST
+
+    if not any(results.glob(f"*/{MANIFEST}")):
+        return request
+    return replace(request, execution=replace(request.execution, reuse_from=str(results)))
+
+
+def _so_far(progress: "AllRuns") -> str:
+    """How far all experiments are together, in words."""
+    left = progress.seconds_left
+    words = f"{progress.done:,} of {counted(progress.total, 'run')} done"
+    if progress.done == progress.total:
+        return words
+    return f"{words}, about {duration(left)} of training left" if left is not None else words
+
+
+class _Card:
+    """The card while it grows: on disk after every sweep."""
+
+    def __init__(self, settings: ReplicationSettings, studies: "Sequence[Study]") -> None:
+        from stability.replication.card import read_card
+
+        self._settings, self._studies = settings, studies
+        self._json = settings.page.with_suffix(".json")
+        self._old = read_card(self._json)
+        self._findings: dict[str, dict[str, object]] = {}
+
+    def add(self, study: "Study") -> None:
+        """Analyse what a sweep has."""
+        from stability.replication.card import finding
+
+        folder = self._settings.page.with_suffix("") / self._settings.ladder / study.name
+        folder.mkdir(parents=True, exist_ok=True)
+        self._findings[study.name] = finding(study, folder, self._settings.page.parent)
+
+    def write(self) -> None:
+        """Write data and page."""
+        from stability.replication.card import replaced, write_card
+        from stability.replication.page import page
+        from stability.tracking.record import write_whole
+
+        settings = self._settings
+        seeds = ",".join(map(str, settings.seed))
+        command = f"python -m stability.replicate ladder={settings.ladder} seed={seeds}"
+        card = replaced(self._old, settings.ladder, self._studies, self._findings, command, settings.seed)
+        write_card(self._json, card)
+        write_whole(settings.page, page(card, self._json.name).encode())
+
+
+def _study(name: str, settings: ReplicationSettings) -> "Study | int":
+    """One experiment composed as its own command would be; an exit code where that cannot be."""
+    from stability.replication.study import Study
+    from stability.run import with_request
+
+    seeds = ",".join(map(str, settings.seed))
+    command = ["python", "-m", "stability.run", f"+sweep={name}", f"ladder={settings.ladder}", f"seed={seeds}"]
+    folder = settings.folder / name
+    here = [f"output_dir='{folder}'", "figures=[]", f"tracking={settings.tracking}", f"progress={settings.progress}"]
+    composed: list[Request] = []
+
+    def keep(request: "Request") -> int:
+        composed.append(request)
+        return 0
+
+    with _typed([*command, *here]):
+        code = with_request(keep)
+    if code or not composed:
+        return code or EXIT_FAILED
+    return Study(name, composed[0], " ".join(command), folder)
+
+
+@contextmanager
+def _typed(words: Sequence[str]) -> Iterator[None]:
+    """Hydra reads the command line, and the manifest keeps it: as if these words had been typed."""
+    before = sys.argv, sys.orig_argv
+    sys.argv, sys.orig_argv = [words[2], *words[3:]], list(words)
+    try:
+        yield
+    finally:
+        sys.argv, sys.orig_argv = before
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""One experiment on one ladder: what it plans, what its folder holds of that, and what that has cost."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from stability.launching.folder import check_folder
+from stability.launching.grid import Request
+from stability.launching.launch import planned
+from stability.launching.plan import PlannedRun
+from stability.tracking.record import MANIFEST, RUNS, TERMINAL, RunFolder
+
+
+@dataclass(frozen=True)
+class Study:
+    """One experiment on one ladder.
+
+    Attributes:
+        name: the sweep's.
+        request: composed from the sweep file and the ladder.
+        command: what trains it and nothing else.
+        folder: where its results are, or will be.
+    """
+
+    name: str
+    request: Request
+    command: str
+    folder: Path
+
+    @cached_property
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """Every run that it asks for.
+
+        Raises:
+            InputError: one of them cannot be.
+        """
+        return planned(self.request)
+
+    def results(self) -> dict[str, Mapping[str, Any]]:
+        """Fingerprint -> the run's summary, of those of its runs that have a result."""
+        if not (self.folder / MANIFEST).is_file():
+            return {}
+        found = {run: RunFolder(self.folder / RUNS / run.folder_name).read_summary() for run in self.runs}
+        return {run.fingerprint: one for run, one in found.items() if one and one.get("status") in TERMINAL}
+
+    @property
+    def is_complete(self) -> bool:
+        """Every run has a result."""
+        return len(self.results()) == len(self.runs)
+
+    def check(self) -> None:
+        """Refuse a folder that its runs may not be recorded in.
+
+        Raises:
+            InputError: see `check_folder`.
+        """
+        check_folder(self.folder, self.name, self.runs, self.request.ladder.scales)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What runs come to: how many they are, their FLOPs (estimated: `PlannedRun.flops`), and recorded seconds."""
+
+    runs: int
+    flops: float
+    seconds: float
+
+
+def cost_of(studies: Iterable[Study]) -> Cost:
+    """What the runs with results of several experiments cost together; a run that several share counts once."""
+    flops: dict[str, float] = {}
+    seconds: dict[str, float] = {}
+    for study in studies:
+        results = study.results()
+        flops |= {run.fingerprint: run.flops for run in study.runs if run.fingerprint in results}
+        seconds |= {name: float(one.get("seconds") or 0.0) for name, one in results.items()}
+    return Cost(len(flops), sum(flops.values()), round(sum(seconds.values()), 1))
+
+
+@dataclass(frozen=True)
+class AllRuns:
+    """How far all experiments are together; a run that several share counts once.
+
+    Attributes:
+        total: runs.
+        done: those with a result.
+        work_left: of the others, in units of `PlannedRun.cost`.
+        work_per_second: of the runs with results, by their recorded seconds; 0 where there are none.
+    """
+
+    total: int
+    done: int
+    work_left: float
+    work_per_second: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the speed so far, None before anything has a result."""
+        return self.work_left / self.work_per_second if self.work_per_second else None
+
+
+def progress_of(studies: Sequence[Study]) -> AllRuns:
+    """How far they are: read from their folders."""
+    work = {run.fingerprint: run.cost for study in studies for run in study.runs}
+    seconds = {name: float(one.get("seconds") or 0.0) for study in studies for name, one in study.results().items()}
+    spent = sum(seconds.values())
+    return AllRuns(
+        total=len(work),
+        done=len(seconds),
+        work_left=sum(cost for name, cost in work.items() if name not in seconds),
+        work_per_second=sum(work[name] for name in seconds) / spent if spent else 0.0,
+    )

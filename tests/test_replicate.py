@@ -1,0 +1,336 @@
+"""The replication: every sweep of the paper trains once, whatever stops it, and the card says what came of it."""
+
+import functools
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jsonschema
+import pytest
+import yaml
+from quick import QUICKLY
+
+import stability.replicate
+from stability.analysis.claims import parse_claims
+from stability.command_line import ConfigFolders, config_folders
+from stability.launching.journal import RunJournal
+from stability.replication.experiments import experiments
+from stability.replication.figures import figure_of
+from stability.replication.page import page
+from stability.tracking.record import run_folders
+from stability.training import lanes
+from tests.conftest import Command, Outcome
+
+ROOT = Path(__file__).parent.parent
+
+LADDER = {
+    "ladder": {
+        "name": "tiny",
+        "steps": 20,
+        "batch_size": 2,
+        "scales": {"w8": {"model.width": 8, "model.depth": 1, "model.head_dim": 8}},
+        "series": {"main": ["w8"]},
+        "learning_rates": {"main": [0.003, 0.3]},
+    },
+    "model": {"base_width": 8, "width": 8, "depth": 1, "head_dim": 8},
+    "training": {
+        "steps": "${ladder.steps}",
+        "batch_size": "${ladder.batch_size}",
+        "sequence_length": 8,
+        "validation_sequences": 4,
+        "precision": "float32",
+    },
+}
+FIRST = {
+    "question": "Does z-loss matter?",
+    "source": "arXiv 2309.14322, Section 9.10, Figures 90 and E.91",
+    "grids": {"main": {"loss.z_loss": [0.0001, 0.0], "optimizer.learning_rate": "${ladder.learning_rates.main}"}},
+    "quantities": {"norm": {"metric": "optimizer/gradient_norm"}},
+    "claims": {
+        "with_is_better": {
+            "kind": "quantity_below",
+            "quantity": "loss",
+            "arm": "z_loss=0.0001",
+            "than": "z_loss=0.0",
+            "paper": "z-loss | helps.",
+        },
+        "norms_are_bounded": {"kind": "quantity_within", "quantity": "norm", "at_most": 1e9, "arm": "z_loss=0.0"},
+        "nobody": {"kind": "stable_edge_falls_with_n", "arm": "nobody"},
+    },
+}
+SECOND = {
+    "question": "Do all learning rates train?",
+    "source": "arXiv 2309.14322, Section 9.9, Figure 9",
+    "grids": {"main": {"optimizer.learning_rate": [0.003, 0.3, 1.0]}},
+    "claims": {"all_train": {"kind": "trains_at_every_learning_rate", "paper": "They do."}},
+}
+NOT_OF_THE_PAPER = {"question": "Is this ours?", "grids": {"main": {"seed": [0]}}}
+
+_number = {"type": "number"}
+_text = {"type": "string"}
+_counts = {"type": "integer", "minimum": 0}
+
+
+def _object(optional: bool = False, **fields: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+
+
+_path = {"type": ["string", "null"]}
+_cost = _object(runs=_counts, flops=_number, seconds=_number)
+SCHEMA = _object(
+    schema_version={"const": 1},
+    kind={"const": "replication"},
+    card_version={"const": 1},
+    paper={"const": "arXiv 2309.14322"},
+    interval_level={"const": 0.9},
+    ladders={
+        "type": "object",
+        "additionalProperties": _object(
+            command=_text,
+            seeds={"type": "array", "items": _counts},
+            complete={"type": "boolean"},
+            missing={"type": "array", "items": _text},
+            cost=_cost,
+            made_with={"type": "object", "additionalProperties": {"type": "array", "items": _text}},
+        ),
+    },
+    sweeps={
+        "type": "array",
+        "items": _object(
+            name=_text,
+            question=_text,
+            source=_text,
+            paper_figures={"type": "array", "items": _text},
+            ladders={
+                "type": "object",
+                "additionalProperties": _object(
+                    status={"enum": ["complete", "partial", "missing"]},
+                    runs_planned=_counts,
+                    cost=_cost,
+                    seeds=_counts,
+                    command=_text,
+                    summary=_path,
+                    figure=_path,
+                ),
+            },
+            claims={
+                "type": "array",
+                "items": _object(
+                    name=_text,
+                    kind=_text,
+                    paper=_text,
+                    ladders={
+                        "type": "object",
+                        "additionalProperties": _object(
+                            verdict={"enum": ["holds", "fails", "undecided"]},
+                            effect={"type": ["number", "null"]},
+                            interval={"type": ["array", "null"], "items": _number, "minItems": 2, "maxItems": 2},
+                            n=_counts,
+                            measured=_text,
+                            evidence=_text,
+                            figure=_path,
+                        ),
+                    },
+                ),
+            },
+        ),
+    },
+)
+
+
+@pytest.fixture
+def replicate(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Outcome]:
+    """Run `python -m stability.replicate ladder=tiny ARGUMENTS` in a folder whose three sweeps are the only ones."""
+    for group in ("ladder", "sweep"):
+        (tmp_path / "sweeps" / group).mkdir(parents=True)
+    write(tmp_path / "sweeps/ladder/tiny.yaml", LADDER)
+    for name, sweep in (("first", FIRST), ("second", SECOND), ("ours", NOT_OF_THE_PAPER)):
+        write(tmp_path / f"sweeps/sweep/{name}.yaml", {"sweep": sweep})
+    nothing = ConfigFolders(config_folders().conf, tmp_path / "nothing")
+    monkeypatch.setattr(stability.replicate, "config_folders", lambda: nothing)
+    quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
+    compile_program = lanes.compile_program
+
+    def compiled(*arguments: Any) -> lanes.Program:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(jax, "jit", quickly)
+            return compile_program(*arguments)
+
+    monkeypatch.setattr(lanes, "compile_program", compiled)
+
+    def run(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        before = list(sys.argv), list(sys.orig_argv)
+        code = stability.replicate.main(["ladder=tiny", *arguments])
+        assert (sys.argv, sys.orig_argv) == before
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(f"# @package _global_\n{yaml.safe_dump(content, sort_keys=False)}", encoding="utf-8")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def read_card() -> dict[str, Any]:
+    card: dict[str, Any] = json.loads(Path("docs/replication.json").read_text())
+    jsonschema.validate(card, SCHEMA)
+    text = Path("docs/replication.md").read_text()
+    assert text == page(card, "replication.json")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert Path("docs", target).is_file(), target
+    return card
+
+
+def statuses(card: Mapping[str, Any], ladder: str = "tiny") -> dict[str, str]:
+    return {sweep["name"]: sweep["ladders"][ladder]["status"] for sweep in card["sweeps"]}
+
+
+def test_it_goes_on_where_it_was_stopped_and_trains_nothing_twice(
+    replicate: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = RunJournal.ended
+
+    def then_stop(journal: RunJournal, *, diverged_at: int | None) -> None:
+        ended(journal, diverged_at=diverged_at)
+        if len(run_folders(Path("results/replication/tiny/second"))) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(RunJournal, "ended", then_stop)
+    stopped = replicate("seed=0,1")
+    monkeypatch.setattr(RunJournal, "ended", ended)
+    assert stopped.code == 130
+    assert "Stopping after this step" in stopped.out
+    assert "[1/2] second. All sweeps: 0 of 10 runs done" in stopped.out
+    partial = read_card()
+    assert statuses(partial) == {"second": "partial", "first": "missing"}, "in the order of the paper's sections"
+    assert partial["ladders"]["tiny"]["missing"] == ["second", "first"]
+    text = Path("docs/replication.md").read_text()
+    assert "**Not complete.** Missing or partial: second, first." in text
+    assert re.search(r"second: Do all|\(\d of 6 runs\)", text)
+    assert "| not run yet |" in text
+
+    planned = replicate("seed=0,1", "dry_run=true")
+    assert planned.code == 0
+    assert re.search(r"second +\d of 6 runs\nfirst +\d of 8 runs\n", planned.out)
+    assert "training left" in planned.out
+
+    done = replicate("seed=0,1")
+    assert done.code == 0, done.err
+    trained = [int(count) for count in re.findall(r"Trained (\d+) runs? in", stopped.out + done.out)]
+    before = int(re.search(r"second: 6 runs, (\d) already done", done.out)[1])  # type: ignore[index]
+    assert before + sum(trained) == 10, "6 of the one, and of the other's 8 the 4 that they do not share"
+    assert "Took over 4 results" in done.out
+    card = read_card()
+    assert statuses(card) == {"second": "complete", "first": "complete"}
+    assert card["ladders"]["tiny"]["complete"]
+    assert card["ladders"]["tiny"]["cost"]["runs"] == 10
+    assert [sweep["ladders"]["tiny"]["cost"]["runs"] for sweep in card["sweeps"]] == [6, 8]
+    (all_train,) = card["sweeps"][0]["claims"]
+    assert (all_train["paper"], all_train["ladders"]["tiny"]["n"]) == ("They do.", 6)
+    better, bounded, nobody = card["sweeps"][1]["claims"]
+    assert better["ladders"]["tiny"]["measured"].startswith("loss of 'z_loss=0.0' minus")
+    assert bounded["ladders"]["tiny"]["figure"].endswith("first/analysis/quantity_norm.svg")
+    assert (nobody["ladders"]["tiny"]["effect"], nobody["ladders"]["tiny"]["verdict"]) == (None, "undecided")
+    assert card["sweeps"][1]["paper_figures"] == ["90", "E.91"]
+
+    results, output = contents(Path("results")), contents(Path("docs"))
+    again = replicate("seed=0,1")
+    assert again.code == 0
+    assert "Trained" not in again.out
+    assert contents(Path("results")) == results, "complete results are only read"
+    assert contents(Path("docs")) == output, "the same results make the same card"
+
+    other = json.loads(json.dumps(card).replace('"tiny"', '"other"'))
+    merged = {**card, "ladders": other["ladders"], "sweeps": other["sweeps"]}
+    Path("docs/replication.json").write_text(json.dumps(merged))
+    assert replicate("seed=0,1,2", "train=false").code == 0
+    both = read_card()
+    assert statuses(both) == {"second": "partial", "first": "partial"}, "a third seed is missing, and is not trained"
+    assert statuses(both, "other") == {"second": "complete", "first": "complete"}
+    assert "| claim | the paper | measured | other | tiny |" in Path("docs/replication.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["sweep=first"], "sweep=first: there is no such key. Did you mean sweeps"),
+        (
+            ["sweeps=first,ours"],
+            "sweeps=ours: is no sweep whose source is arXiv 2309.14322. Choose from: second, first.",
+        ),
+        (["ladder=none_such"], "ladder=none_such: is no ladder. Choose from: tiny."),
+        (["seed=0,-1"], "seed"),
+        (["seed="], "seed"),
+        (["output=card.html"], "output=card.html: is no Markdown file"),
+        (["results=a_file"], "results=a_file: a_file is not a folder"),
+        (["output=a_file/card.md"], "output=a_file: a_file is not a folder"),
+        (["micro"], "argument=micro: is not KEY=VALUE. Did you mean ladder=micro?"),
+        (["results=another"], "output_dir=another/second: is not empty and holds no sweep of ours"),
+        (["output=strange.md"], "strange.json"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_paragraph_and_nothing_is_written(replicate: Command, words: list[str], told: str) -> None:
+    Path("a_file").touch()
+    Path("another/second").mkdir(parents=True)
+    Path("another/second/notes.txt").touch()
+    Path("strange.json").write_text('{"schema_version": 1, "sweep": "x"}')
+    before = contents(Path())
+    outcome = replicate(*words)
+    assert outcome.code == 2
+    assert told in outcome.err
+    assert contents(Path()) == before
+
+
+def test_every_claim_of_the_papers_sweeps_says_what_the_paper_states() -> None:
+    names = experiments([ROOT / "sweeps"])
+    assert list(names)[:3] == ["qk_layernorm", "z_loss", "warmup"]
+    assert list(names)[-1] == "rms_scaled_lr", "Figure E.14 comes after E.9"
+    assert "quickstart" not in names
+    for name in names:
+        sweep = yaml.safe_load((ROOT / f"sweeps/sweep/{name}.yaml").read_text("utf-8"))["sweep"]
+        for claim, content in sweep["claims"].items():
+            assert content["paper"].endswith("."), f"{name}: {claim}"
+
+
+def test_the_card_in_the_repository_is_of_the_sweeps_in_the_repository() -> None:
+    text = (ROOT / "docs/replication.json").read_text("utf-8")
+    card = json.loads(text)
+    jsonschema.validate(card, SCHEMA)
+    assert (ROOT / "docs/replication.md").read_text("utf-8") == page(card, "replication.json")
+    for sweep in card["sweeps"]:
+        content = yaml.safe_load((ROOT / f"sweeps/sweep/{sweep['name']}.yaml").read_text("utf-8"))["sweep"]
+        assert (sweep["question"], sweep["source"]) == (content["question"], content["source"])
+        stated = {claim["name"]: (claim["kind"], claim["paper"]) for claim in sweep["claims"]}
+        assert stated == {name: (claim["kind"], claim["paper"]) for name, claim in content["claims"].items()}
+    assert {sweep["name"] for sweep in card["sweeps"]} == set(experiments([ROOT / "sweeps"]))
+
+
+@pytest.mark.parametrize(
+    ("claim", "figure"),
+    [
+        ({"kind": "quantity_below", "quantity": "loss", "than": "b"}, "loss_by_learning_rate"),
+        ({"kind": "quantity_rises", "quantity": "sensitivity", "along": "n_params"}, "sensitivity_by_n_params"),
+        ({"kind": "grows_faster", "curve": {"quantity": "a b"}, "than": {"quantity": "loss"}}, "quantity_a_b"),
+        (
+            {"kind": "exceeds_only_in", "quantity": "attention_logit_max", "threshold": 1e4},
+            "attention_logit_max_by_learning_rate",
+        ),
+        ({"kind": "best_learning_rate_falls"}, "loss_by_learning_rate"),
+    ],
+)
+def test_a_claims_figure_shows_what_it_is_about(claim: dict[str, Any], figure: str) -> None:
+    assert figure_of(parse_claims({"one": claim})["one"], ["a b"]) == figure
