@@ -5,6 +5,7 @@
     runs = stability.load("results/quickstart")     # a table, one row a run
     stability.sensitivity(runs)                     # LR sensitivity by arm and scale
     stability.max_stable_learning_rate(runs)
+    stability.early_warning("results/NAME/runs/RUN")  # which alarms have fired in one run, and when
     stability.forecast_stable_edge(runs, [1e9])     # where it will be at 1e9 parameters, with a back-test
     stability.forecast(runs, quantity="attention_logit_max", factors=[4], arm="qk_layernorm=none")  # what breaks runs
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         best_learning_rate,
         curves,
         forecast,
+        early_warning,
         forecast_stable_edge,
         load,
         max_stable_learning_rate,
@@ -34,6 +36,7 @@ __all__ = [
     "best_learning_rate",
     "curves",
     "forecast",
+    "early_warning",
     "forecast_stable_edge",
     "load",
     "max_stable_learning_rate",

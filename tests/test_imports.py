@@ -49,7 +49,18 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 """What each part of the house may import of the others, beside itself. Entry points may import everything."""
 
-ENTRY_POINTS = {"__init__", "run", "replicate", "prepare", "analyze", "status", "workspace", "command_line", "_plugins"}
+ENTRY_POINTS = {
+    "__init__",
+    "run",
+    "replicate",
+    "alarms",
+    "prepare",
+    "analyze",
+    "status",
+    "workspace",
+    "command_line",
+    "_plugins",
+}
 MAY_IMPORT_HYDRA = {"run", "command_line", "_plugins"}
 WITHOUT_JAX = {
     "errors",
@@ -61,6 +72,7 @@ WITHOUT_JAX = {
     "tracking",
     "analysis",
     "analyze",
+    "alarms",
     "prepare",
     "status",
     "workspace",

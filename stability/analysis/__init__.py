@@ -4,6 +4,7 @@
 and the others) work on any such table; `analyze` does all of it and writes the results down.
 """
 
+from stability.analysis.alarms import early_warning
 from stability.analysis.best_learning_rate import best_learning_rate
 from stability.analysis.cells import Cell, capped, cells, outcomes
 from stability.analysis.edge_fit import EdgeFit, edge_fits, forecast_stable_edge, stable_edge_fit
@@ -39,6 +40,7 @@ __all__ = [
     "capped",
     "cells",
     "curves",
+    "early_warning",
     "edge_fits",
     "forecast",
     "forecast_stable_edge",

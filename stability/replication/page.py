@@ -14,9 +14,9 @@ _INTRODUCTION = """\
 
 The experiments of {paper}, as the claims of our sweep files state them, and what our own records say of
 each: *holds*, *fails* or *undecided*. A verdict is about the ladder that it stands under (models of that size, trained
-for that long) and about no other. Behind it stands the number that decides, with its {level} % interval; what it is a number of
-stands under *measured*, and docs/statistics.md defines every kind of claim. n counts seeds, or runs where a share of
-runs is claimed. A verdict links to our figure. The same as data, whose fields docs/records.md defines:
+for that long) and about no other. Behind it stands the number that decides, with its {level} % interval; what it is a
+number of stands under *measured*, and docs/statistics.md defines every kind of claim. n counts seeds, or runs where a
+share of runs is claimed. A verdict links to our figure. The same as data, whose fields docs/records.md defines:
 [{json}]({json})."""
 
 
