@@ -32,6 +32,7 @@ keys
   learning_rate_min=X       narrows the range of learning rates that sensitivity is taken over
   learning_rate_max=X
   figures=svg,pdf,png       formats of the figures' files; empty for none
+  early_warning=true        say which alarms fired in every run (docs/early_warning.md); false unless asked for
   report=true               write report.html, all results and figures on one page
 
 examples
@@ -59,6 +60,7 @@ class AnalysisSettings:
     learning_rate_max: PositiveFloat | None = None
     figures: tuple[Format, ...] = FORMATS
     report: bool = True
+    early_warning: bool = False
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -132,6 +134,7 @@ def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
         learning_rate_max=settings.learning_rate_max,
         figure_formats=settings.figures,
         report=settings.report,
+        early_warning=settings.early_warning,
     )
     print(format_table(summary))
     if summary["claims"]:

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import polars as pl
 import pytest
@@ -226,6 +227,21 @@ def test_the_command_measures_folders_and_writes_the_rates(tmp_path: Path, capsy
     logit = alarms["attention_logit"]["measured"]
     assert (logit["miss"]["rate"], logit["false_alarm"]["rate"]) == (0, 0)
     assert alarms["attention_entropy"]["measured"] is None, "the same in all runs: nothing to choose"
+
+
+def test_the_analysis_tells_what_fired_in_which_run_when_asked(tmp_path: Path) -> None:
+    sweep_folder(tmp_path / "one", (0, 1))
+    settings: dict[str, Any] = {"figure_formats": (), "report": True}
+    quiet = stability.analyze(tmp_path / "one", tmp_path / "out", **settings)
+    assert quiet["early_warning"] is None
+    assert "Early warning" not in (tmp_path / "out/report.html").read_text()
+    told = stability.analyze(tmp_path / "one", tmp_path / "out", early_warning=True, **settings)
+    fired = {(row["fingerprint"], row["alarm"]) for row in told["early_warning"]}
+    assert {("one-1.0-0", "attention_logit"), ("one-1.0-1", "attention_logit")} <= fired
+    assert not [run for run, _ in fired if not run.startswith("one-1.0")]
+    schema = json.loads((Path(stability.__file__).parent / "analysis/summary.schema.json").read_text())
+    jsonschema.validate(told, schema)
+    assert "Early warning" in (tmp_path / "out/report.html").read_text()
 
 
 @pytest.mark.parametrize(

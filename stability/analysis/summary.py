@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 
 from stability.analysis import figures
+from stability.analysis.alarms.of_runs import fired_alarms
 from stability.analysis.best_learning_rate import best_learning_rate
 from stability.analysis.claims import Claim, judge, parse_claims
 from stability.analysis.claims.results import Results
@@ -61,6 +62,7 @@ def analyze(
     learning_rate_max: float | None = None,
     figure_formats: Collection[Format] = FORMATS,
     report: bool = True,
+    early_warning: bool = False,
 ) -> dict[str, Any]:
     """Measure the runs of one or several sources; write summary.json, report.html and figures into a folder.
 
@@ -80,12 +82,12 @@ def analyze(
         learning_rate_max: see `sensitivity`.
         figure_formats: of each figure's files under `analysis/`.
         report: write report.html, which holds all of the results and figures.
+        early_warning: say which alarms fired in every run (`stability.early_warning`); reads all that was observed.
 
     Returns:
         What summary.json holds, with the keys sweep, complete, runs, sensitivity, sensitivity_scaling,
-        best_learning_rate, max_stable_learning_rate, stable_edge_fit, forecasts, quantity_forecasts, claims, warnings
-        and the settings:
-        docs/records.md defines every field.
+        best_learning_rate, max_stable_learning_rate, stable_edge_fit, forecasts, quantity_forecasts, claims,
+        early_warning, warnings and the settings: docs/records.md defines every field.
 
     Raises:
         InputError: an argument or a source is bad, the folder holds the summary of another sweep, or it cannot be
@@ -117,6 +119,7 @@ def analyze(
             one.to_dict() for one in quantity_forecasts(table, wanted, forecast_n_params, unstable_excess)
         ],
         "claims": _verdicts(statements, Results(table, unstable_excess, loss_noise)),
+        "early_warning": fired_alarms(found.records) if early_warning else None,
         "warnings": [*found.warnings, *sensitivity_warnings(table, *bounds, loss_noise=loss_noise)],
     }
     # The caller gets what the file holds, null for NaN included.
