@@ -107,7 +107,7 @@ def planned(request: Request) -> tuple[PlannedRun, ...]:
     Raises:
         InputError: one of them cannot be.
     """
-    _, configs = _resolved(request)
+    _, configs, _ = _resolved(request)
     return plan_runs(configs, request.ladder.scales)
 
 
