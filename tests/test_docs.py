@@ -31,7 +31,7 @@ from quick import QUICKLY
 
 import stability
 from stability.analysis import format_table
-from stability.launching import launch
+from stability.launching import devices, launch
 from stability.tracking.wandb import WandbTracker
 from stability.training import lanes
 
@@ -147,11 +147,13 @@ def first_alike(config: Any) -> Any:
 
 
 @functools.cache
-def quick_program(config: Any, count: int | None, shape: tuple[int, ...]) -> lanes.Program:
+def quick_program(
+    config: Any, count: int | None, shape: tuple[int, ...], mesh: jax.sharding.Mesh | None = None
+) -> lanes.Program:
     """A program compiled in a fraction of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICKLY))
-        return compile_program(config, count, shape)
+        return compile_program(config, count, shape, mesh)
 
 
 def execute(words: Sequence[str]) -> str:
@@ -178,6 +180,7 @@ def execute(words: Sequence[str]) -> str:
         patch.setattr(sys, "orig_argv", ["python", *words[1:]])
         patch.setattr(lanes, "compile_program", lambda config, *rest: quick_program(first_alike(config), *rest))
         patch.setattr(launch, "load_corpus", load_corpus)
+        patch.setattr(devices, "usable_cores", lambda: 2)  # as on the machine that the pages were written on
         main = importlib.import_module(module).main
         code = main() if module == "stability.run" else main(list(words[3:]))
     assert code == 0 or (code == 1 and module == "stability.status"), shlex.join(words)

@@ -126,11 +126,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     made: list[int | None] = []
     compile_program = lanes.compile_program
 
-    def counting(one: RunConfig, count: int | None, shape: tuple[int, ...]) -> lanes.Program:
+    def counting(one: RunConfig, count: int | None, *where: Any) -> lanes.Program:
         made.append(count)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jax, "jit", partial(jax.jit, compiler_options=QUICKLY))
-            return compile_program(one, count, shape)
+            return compile_program(one, count, *where)
 
     monkeypatch.setattr(lanes, "compile_program", counting)
     return made

@@ -112,11 +112,13 @@ def without_spread(values: Sequence[float] | Float[np.ndarray, " n"]) -> bool:
 
 def _upper_deviation(deviations: Float[np.ndarray, " n"], tail: float) -> float:
     """The deviation of the mean that the corrected bootstrap distribution exceeds with probability `tail`."""
-    n = len(deviations)
+    n, unit = len(deviations), float(np.abs(deviations).max())
+    if unit == 0:
+        return 0.0
     weights, probabilities = _resamples(n)
-    means = weights @ deviations
+    means = weights @ (deviations / unit)  # in this unit nothing underflows
     # Resamples whose mean is 0 but for rounding count as 0, so that negating the values negates the interval.
-    positive = means > 1e-9 * np.abs(deviations).max()
+    positive = means > 1e-9
     means, probabilities = means[positive], probabilities[positive]
     if probabilities.sum() <= tail:
         return 0.0
@@ -127,7 +129,7 @@ def _upper_deviation(deviations: Float[np.ndarray, " n"], tail: float) -> float:
         return float(probabilities @ below) - tail
 
     largest = math.log(means.max())
-    return math.exp(brentq(excess_probability, largest - 25, largest + 25, xtol=1e-9))
+    return unit * math.exp(brentq(excess_probability, largest - 25, largest + 25, xtol=1e-9))
 
 
 @lru_cache(maxsize=64)

@@ -86,17 +86,20 @@ def _cells(
     if shared:
         cells.append(",".join(str(pack + 1) for pack in packs) or "-")
     largest = max((max(groups[pack]) for pack in packs), default=0)
-    cells += [_lanes(groups[packs[0]]) if packs else "-", amount(layout.memory(config, largest)) if packs else "-"]
+    cells += [
+        _lanes(groups[packs[0]], layout) if packs else "-",
+        amount(layout.memory(config, largest)) if packs else "-",
+    ]
     if timed:
         cells.append(duration(sum(seconds[place] / sum(groups[place]) for place in places)) if packs else "-")
     return cells
 
 
-def _lanes(sizes: Sequence[int]) -> str:
-    """The groups of a pack: `7`, `4+3+3`, `142 x 7`; `1` where runs train one after the other."""
+def _lanes(sizes: Sequence[int], layout: Layout) -> str:
+    """The groups of a pack: `7`, `4+3+3`, `142 x 7`; one number where all share a program with so many seats."""
     counts = Counter(sizes)
-    if len(sizes) == 1 or max(sizes) == 1:
-        return str(sizes[0])
+    if len(sizes) == 1 or max(sizes) == 1 or layout.strategy == "sharded":
+        return str(max(sizes))
     if len(sizes) <= 3:
         return "+".join(map(str, sizes))
     return " + ".join(f"{count} x {size}" for size, count in counts.items())
@@ -130,7 +133,7 @@ def _memory(packs: Sequence[Pack], groups: Sequence[Sequence[int]], layout: Layo
     line = f"Memory: {amount(needed)} at most at a time, by an estimate"
     if needed > budget.limit:
         return f"{line}: more than there is ({budget}). Whether it fits is known once it is compiled, before training."
-    if layout.strategy != "sequential" or budget.asked:
+    if layout.strategy == "vmap" or budget.asked:
         line += f", of {budget}"
     return line + "."
 

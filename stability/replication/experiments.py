@@ -13,7 +13,7 @@ _PLACE = re.compile(r"(Section|Appendix) ([\w.]+?)(?:, Figures? ([\w.]+))?(?:[, 
 
 
 def experiments(sweep_folders: Iterable[Path]) -> dict[str, str]:
-    """Sweep -> its source, of every sweep file whose `source` names the paper, in the paper's order.
+    """Sweep -> its source, of every sweep file whose `source` is the paper, in the paper's order.
 
     Args:
         sweep_folders: folders that hold `sweep/NAME.yaml`; of two files of one name the first counts.
@@ -25,7 +25,7 @@ def experiments(sweep_folders: Iterable[Path]) -> dict[str, str]:
     for folder in sweep_folders:
         for path in sorted((folder / "sweep").glob("*.yaml")):
             found.setdefault(path.stem, _source(path))
-    ours = {name: source for name, source in found.items() if PAPER in source}
+    ours = {name: source for name, source in found.items() if source.startswith(PAPER)}
     return dict(sorted(ours.items(), key=lambda item: (_place(item[1]), item[0])))
 
 
