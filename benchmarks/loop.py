@@ -5,8 +5,9 @@
 Width 64, 2 blocks, 256 tokens in the vocabulary, batches of 16 x 128, trained by `stability.training.loop.train` as a
 sweep trains it, but for files: every tenth step observed, and every hundredth; one run, and a run on each core. The
 call that dispatches steps returns before they are computed, and the host reads the numbers of the dispatch before: a
-quiet step waits for nobody. (On several CPU devices JAX computes inside the call, and there is nobody to wait.) `busy` is the
-share of the wall time in which at least one device executes, from the trace of `jax.profiler`; the rest is the host's.
+quiet step waits for nobody. (On several CPU devices JAX computes inside the call, and there is nobody to wait.) `busy`
+is the share of the wall time in which at least one device executes, from the trace of `jax.profiler`; the rest is the
+host's.
 """
 
 import argparse

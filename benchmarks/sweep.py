@@ -39,7 +39,7 @@ STEPS = 300
 PEER = Path(__file__).parent / "peers" / "torch_gpt.py"
 WORDS = [
     "model.width=64", "model.depth=2", "model.head_dim=32", "training.batch_size=16", "training.sequence_length=128",
-    f"training.steps={STEPS}", "tracking=files", "figures=[]", "report=false", "progress=quiet",
+    f"training.steps={STEPS}", "tracking=files", "figures=[]", "report=false", "progress=lines",
 ]  # fmt: skip
 Run = tuple[float, int]
 """Learning rate and seed."""
@@ -139,24 +139,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch", metavar="PYTHON", help="a Python that has PyTorch; left out, so are its arms")
     parser.add_argument("--runs", type=int, nargs="+", default=[7, 28], help="multiples of 7")
+    parser.add_argument("--arms", nargs="+", default=["cold", "warm", "jax", "torch", "torch_pinned"])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.torch)
+        bench.arms = {name: arm for name, arm in bench.arms.items() if name in arguments.arms}
         for count in arguments.runs:
             runs = [(rate, seed) for seed in range(count // len(RATES)) for rate in RATES]
             took: dict[str, list[dict[str, Any]]] = {arm: [] for arm in bench.arms}
             others = [arm for arm in bench.arms if arm not in ("cold", "warm")]
             for i in range(arguments.rounds):
-                turned = [*others[i % len(others) :], *others[: i % len(others)]]
-                for arm in [*turned, "cold", "warm"] if i % 2 else ["cold", "warm", *turned]:
+                turn = i % max(1, len(others))
+                turned = [*others[turn:], *others[:turn]]
+                ours = [arm for arm in ("cold", "warm") if arm in bench.arms]  # in this order: the one fills the cache
+                for arm in [*turned, *ours] if i % 2 else [*ours, *turned]:
                     took[arm].append(bench.arms[arm](runs))
                     print(f"{count} runs, round {i + 1}, {arm}: {took[arm][-1]['seconds']:.1f} s", file=sys.stderr)
             rows.append(row(count, took))
-    torch = f"--torch PYTHON --runs {' '.join(map(str, arguments.runs))} --rounds {arguments.rounds}"
-    report({**made_with("sweep", torch), "torch": torch_version(arguments.torch), "rows": rows}, arguments.output)
+    words = f"--torch PYTHON --runs {' '.join(map(str, arguments.runs))} --rounds {arguments.rounds}"
+    words += f" --arms {' '.join(bench.arms)}"
+    report({**made_with("sweep", words), "torch": torch_version(arguments.torch), "rows": rows}, arguments.output)
 
 
 def row(count: int, took: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -166,12 +171,14 @@ def row(count: int, took: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     def share(arm: str) -> float:
         return statistics.median((one["compile_seconds"] or 0.0) / one["seconds"] for one in took[arm])
 
+    ours = [arm for arm in ("cold", "warm") if arm in took]
     return {
         "runs": count,
         "seconds": {arm: round(value, 1) for arm, value in seconds.items()},
-        "times_as_long_as_cold": {arm: round(value / seconds["cold"], 2) for arm, value in seconds.items()},
-        "times_as_long_as_warm": {arm: round(value / seconds["warm"], 2) for arm, value in seconds.items()},
-        "compile_share": {"cold": round(share("cold"), 4), "warm": round(share("warm"), 4)},
+        "times_as_long_as": {
+            mine: {arm: round(value / seconds[mine], 2) for arm, value in seconds.items()} for mine in ours
+        },
+        "compile_share": {arm: round(share(arm), 4) for arm in ours},
         "details": took,
     }
 

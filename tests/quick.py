@@ -1,12 +1,15 @@
 """Programs for tests that compile much and run little."""
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from stability.config import RunConfig
+from stability.training import lanes
 from stability.training.step import StepMetrics, TrainState, step
 
 
@@ -31,3 +34,13 @@ def quiet_step(config: RunConfig, state: TrainState, tokens_BxT1: Any) -> tuple[
     """A step that observes nothing, so that no observation is compiled."""
     state, metrics, _ = step(config, state, tokens_BxT1, np.bool_(False))
     return state, metrics
+
+
+_compile_program = lanes.compile_program
+
+
+def compile_quickly(config: RunConfig, count: int | None, *where: Any) -> lanes.Program:
+    """`stability.training.lanes.compile_program` in a hurry."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, "jit", partial(jax.jit, compiler_options=QUICKLY))
+        return _compile_program(config, count, *where)

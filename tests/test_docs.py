@@ -27,7 +27,7 @@ import jax
 import polars as pl
 import pytest
 import yaml
-from quick import QUICKLY
+from quick import compile_quickly
 
 import stability
 from stability.analysis import format_table
@@ -137,7 +137,7 @@ def tiny_ladder() -> dict[str, Any]:
     return ladder | {"model": ladder["model"] | model, "training": ladder["training"] | training}
 
 
-compile_program, load_corpus = lanes.compile_program, functools.cache(launch.load_corpus)
+load_corpus = functools.cache(launch.load_corpus)
 _first_of_structure: dict[object, Any] = {}
 
 
@@ -151,9 +151,7 @@ def quick_program(
     config: Any, count: int | None, shape: tuple[int, ...], mesh: jax.sharding.Mesh | None = None
 ) -> lanes.Program:
     """A program compiled in a fraction of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=QUICKLY))
-        return compile_program(config, count, shape, mesh)
+    return compile_quickly(config, count, shape, mesh)
 
 
 def execute(words: Sequence[str]) -> str:

@@ -1,7 +1,6 @@
 """What programs need of memory: the estimate against what XLA says, packs split to what there is, limits found."""
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from quick import QUICKLY
+from quick import compile_quickly
 
 from stability.config import RunConfig, resolve, to_leaves
 from stability.data.corpus import load_corpus
@@ -124,13 +123,10 @@ def tiny() -> RunConfig:
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
     """The lanes of every program that is compiled, in a hurry, while the test runs."""
     made: list[int | None] = []
-    compile_program = lanes.compile_program
 
     def counting(one: RunConfig, count: int | None, *where: Any) -> lanes.Program:
         made.append(count)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax, "jit", partial(jax.jit, compiler_options=QUICKLY))
-            return compile_program(one, count, *where)
+        return compile_quickly(one, count, *where)
 
     monkeypatch.setattr(lanes, "compile_program", counting)
     return made

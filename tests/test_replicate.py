@@ -1,6 +1,5 @@
 """The replication: every sweep of the paper trains once, whatever stops it, and the card says what came of it."""
 
-import functools
 import json
 import re
 import signal
@@ -9,11 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jsonschema
 import pytest
 import yaml
-from quick import QUICKLY
+from quick import compile_quickly
 
 import stability.replicate
 from stability.analysis.claims import parse_claims
@@ -155,15 +153,7 @@ def replicate(
         write(tmp_path / f"sweeps/sweep/{name}.yaml", {"sweep": sweep})
     nothing = ConfigFolders(config_folders().conf, tmp_path / "nothing")
     monkeypatch.setattr(stability.replicate, "config_folders", lambda: nothing)
-    quickly = functools.partial(jax.jit, compiler_options=QUICKLY)
-    compile_program = lanes.compile_program
-
-    def compiled(*arguments: Any) -> lanes.Program:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax, "jit", quickly)
-            return compile_program(*arguments)
-
-    monkeypatch.setattr(lanes, "compile_program", compiled)
+    monkeypatch.setattr(lanes, "compile_program", compile_quickly)
 
     def run(*arguments: str) -> Outcome:
         capsys.readouterr()

@@ -13,12 +13,14 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quick import compile_quickly
 
 from stability.analysis import max_stable_learning_rate
 from stability.errors import InputError
 from stability.launching import campaign
 from stability.launching.search import cost, first_rates, known, next_rates, searched_points, visited
 from stability.status import main as status
+from stability.training import lanes
 from tests.conftest import TINY, Command, Outcome
 from tests.test_grid import rates, request
 from tests.worlds import Arm, world
@@ -225,6 +227,12 @@ def test_half_of_the_grid_or_less_is_expected_from_13_points_on(count: int) -> N
 
 SPACE = "{search:bisection,low:0.02,high:300.0,tolerance:2.0}"
 WORDS = [*TINY, "schedule.warmup_steps=0,20", "progress=lines", "lanes=sequential"]
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs compiled in a hurry."""
+    monkeypatch.setattr(lanes, "compile_program", compile_quickly)
 
 
 def read(path: str) -> dict[str, Any]:

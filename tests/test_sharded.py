@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 from conftest import TINY, Command
 from jax.sharding import Mesh
+from quick import compile_quickly
 
 from stability.config import RunConfig
 from stability.errors import InputError
 from stability.launching.devices import Layout, check_mesh, choose_layout, usable_cores
 from stability.launching.settings import MeshSettings
 from stability.tracking.record import read_json
+from stability.training import lanes
 from stability.training.lanes import STEPS_PER_DISPATCH, Program, Programs
 from stability.training.mesh import lane_mesh
 from stability.training.step import StepMetrics, TrainState
@@ -25,6 +28,14 @@ BATCH, TIME, VOCABULARY, STEPS = 8, 8, 32, 10
 TOKENS = np.random.default_rng(0).integers(0, VOCABULARY, (STEPS_PER_DISPATCH, BATCH, TIME + 1), np.int32)
 VALIDATION = np.random.default_rng(1).integers(0, VOCABULARY, (2, BATCH, TIME + 1), np.int32)
 programs = Programs()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quickly() -> Iterator[None]:
+    """Programs compiled in a hurry: what is compared is compiled alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lanes, "compile_program", compile_quickly)
+        yield
 
 
 def run(rate: float = 1e-2, seed: int = 0) -> RunConfig:
