@@ -9,8 +9,8 @@ model (unigram, as T5's) here, 8,192 tokens each.
 
 Reading: batches of every micro and mini scale, ten steps at a time as training asks for them, from shards of made-up
 tokens, more than a processor's cache and less than memory; tokens for each second of one core. Training: steps of every
-scale, as `benchmarks.step` times them, the fastest of some (of a mini scale, which wants an accelerator, one step after
-a first). Reading holds training up where `reading_share` nears 1.
+scale, the fastest of some (of a mini scale, which wants an accelerator, one step after a first). Reading holds training
+up where `reading_share` nears 1.
 """
 
 import argparse
@@ -135,15 +135,29 @@ def reading_speed(tokens: JoinedTokens, batch_size: int, sequence_length: int) -
     return STEPS * batch_size * sequence_length / statistics.median(seconds)
 
 
-def training_speed(name: str, settings: dict[str, Any], shape: tuple[int, int], rounds: int, steps: int) -> float:
+def training_speed(settings: dict[str, Any], shape: tuple[int, int], rounds: int, steps: int) -> float:
     """Tokens a second of training on this machine's device, with bytes for tokens."""
-    from benchmarks.step import Subject
+    import jax
 
-    subject = Subject(name, settings, {"batch_size": shape[0], "sequence_length": shape[1]})
+    from stability.config import RunConfig, resolve
+    from stability.training.lanes import STEPS_PER_DISPATCH, compile_program
+    from stability.typed import from_mapping
+
+    model = {key.removeprefix("model."): value for key, value in settings.items()}
+    training = {"batch_size": shape[0], "sequence_length": shape[1]}
+    given = from_mapping(RunConfig, {"model": model, "training": training})
+    config = resolve(given, corpus="benchmark", vocabulary_size=256)
+    program = compile_program(config, None, (1, shape[0], shape[1] + 1))
+    placed = program.place([config])
+    state, seconds = program.start(placed), list[float]()
+    tokens = np.zeros((1, STEPS_PER_DISPATCH, shape[0], shape[1] + 1), np.int32)
     for _ in range(rounds + 1):
-        subject.time(False, steps)
-    seconds = min(subject.seconds[False][1:])  # the least of them is the hardest to keep up with
-    return float(subject.config.training.tokens_per_step / seconds)
+        began = time.perf_counter()
+        state, metrics, observations = program.step(placed, state, tokens, steps, False)
+        jax.block_until_ready((state, metrics, observations))
+        seconds.append((time.perf_counter() - began) / steps)
+    fastest = min(seconds[1:])  # the hardest to keep up with
+    return config.training.tokens_per_step / fastest
 
 
 def ladder(name: str) -> dict[str, Any]:
@@ -167,7 +181,7 @@ def reading(folder: Path, megatokens: int, rounds: int) -> list[dict[str, Any]]:
                 "sequence_length": shape[1],
                 "reading_tokens_per_second": round(speed),
             }
-            trained = training_speed(scale, settings, shape, *((rounds, STEPS) if name == "micro" else MINI_ROUNDS))
+            trained = training_speed(settings, shape, *((rounds, STEPS) if name == "micro" else MINI_ROUNDS))
             row |= {"training_tokens_per_second": round(trained), "reading_share": round(trained / speed, 5)}
             rows.append(row)
             print(row, flush=True)
