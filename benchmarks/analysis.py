@@ -67,7 +67,8 @@ def story(number: int, steps: int) -> pl.DataFrame:
 
 
 def write_folder(path: Path, runs: int, steps: int, row_bytes: int) -> None:
-    from stability.tracking.record import RunFolder, write_json
+    from stability.tracking.files import write_json
+    from stability.tracking.record import RunFolder
 
     path.mkdir()
     planned = plan(runs)

@@ -64,7 +64,8 @@ def _settings(given: dict[str, str]) -> AlarmSettings:
 
 def _evaluate(settings: AlarmSettings) -> int:
     from stability.analysis.alarms.evaluation import evaluate, examples
-    from stability.tracking.record import MANIFEST, write_json
+    from stability.tracking.files import write_json
+    from stability.tracking.record import MANIFEST
 
     folders: dict[str, Path] = {}
     for source in settings.source:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import platformdirs
 
-from stability.tracking.record import write_whole
+from stability.tracking.files import write_whole
 
 
 def cache_folder() -> Path:

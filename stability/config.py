@@ -148,7 +148,10 @@ class LossConfig:
 
 @config_class
 class TrainingConfig:
-    """How long, on how much, how exactly; and how often to look."""
+    """How long, on how much, how exactly; and how often to look, and to save.
+
+    keep_checkpoint   the state after the last step stays on disk
+    """
 
     steps: Count = 500
     batch_size: Count = 16
@@ -158,6 +161,7 @@ class TrainingConfig:
     observe_every: Count = provenance(10)
     evaluate_every: Count | None = provenance(None)
     checkpoint_every: Count = provenance(500)
+    keep_checkpoint: bool = provenance(False)
 
     @property
     def tokens_per_step(self) -> int:

@@ -194,7 +194,7 @@ class _Card:
         """Write data and page."""
         from stability.replication.card import replaced, write_card
         from stability.replication.page import page
-        from stability.tracking.record import write_whole
+        from stability.tracking.files import write_whole
 
         settings = self._settings
         seeds = ",".join(map(str, settings.seed))

@@ -2,18 +2,17 @@
 
 import argparse
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from stability.command_line import report
 from stability.errors import InputError
-from stability.tracking.console import duration, number
-from stability.tracking.record import MANIFEST, RunFolder, read_json, read_rows, run_folders
-
-STALE_AFTER_S = 300.0
-"""A run without a new row for so long is probably not running any more."""
+from stability.tracking.console import number
+from stability.tracking.files import DamagedError, read_json
+from stability.tracking.locks import LOCKS, is_held, read_holder
+from stability.tracking.record import MANIFEST, TERMINAL, RunFolder, read_rows, run_folders
+from stability.tracking.standing import damage_of_result
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,11 +34,11 @@ def _status(folder: Path) -> int:
         raise InputError("folder", folder, "holds no sweep", "Name a folder that `stability.run` wrote, results/NAME.")
     manifest = read_json(folder / MANIFEST)
     started = run_folders(folder)
-    summaries = {run: run.read_summary() or {} for run in started}
+    summaries = {run: _summary(run) for run in started}
     counts = Counter(str(summary.get("status")) for summary in summaries.values())
     missing = set(manifest["runs"]) - {summary.get("fingerprint") for summary in summaries.values()}
     for run, summary in summaries.items():
-        print(_line(run, summary))
+        print(_line(run, summary, folder / LOCKS / run.path.name))
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
     if missing:
         parts.append(f"{len(missing)} not started")
@@ -54,19 +53,30 @@ def _status(folder: Path) -> int:
     return 0 if complete else 1
 
 
-def _line(run: RunFolder, summary: dict[str, Any]) -> str:
+def _summary(run: RunFolder) -> dict[str, Any]:
+    """A run's summary; one whose record is not as it was written says so in place of its status."""
+    try:
+        summary = run.read_summary() or {}
+    except DamagedError as error:
+        return {"status": "damaged", "error": str(error)}
+    done = summary.get("status") in TERMINAL
+    why = damage_of_result(run, str(summary.get("fingerprint"))) if done else None
+    return {**summary, "status": "damaged", "error": why} if why else summary
+
+
+def _line(run: RunFolder, summary: dict[str, Any], lock: Path) -> str:
     status = summary.get("status")
     text = f"{run.path.name:<58} {status:<9}"
-    if status == "failed":
+    if status in ("failed", "damaged"):
         return f"{text} {summary.get('error')}"
     if status != "running":
         loss, logit = number(summary.get("loss_validation")), number(summary.get("attention_logit_max"))
         return f"{text} loss {loss:>7}  max logit {logit:>8}"
     rows = read_rows(run.metrics)
     steps = run.read_config()["training"]["steps"]
-    silent = time.time() - (run.metrics.stat().st_mtime if run.metrics.exists() else 0.0)
-    note = f", silent for {duration(silent)}: stopped?" if rows and silent > STALE_AFTER_S else ""
-    return f"{text} step {rows[-1]['step'] if rows else 0}/{steps}{note}"
+    holder = read_holder(lock) if is_held(lock) else None
+    who = f", {holder}" if holder else ", stopped"
+    return f"{text} step {rows[-1]['step'] if rows else 0}/{steps}{who}"
 
 
 if __name__ == "__main__":

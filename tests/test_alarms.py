@@ -16,7 +16,8 @@ from stability.analysis.alarms import ALARMS, WATCHED, trace_of
 from stability.analysis.alarms.evaluation import Case, Example, choose, evaluate, rates
 from stability.analysis.alarms.scores import WINDOW, robust_score, steps_to
 from stability.errors import InputError
-from stability.tracking.record import MANIFEST, Row, RunFolder, write_json
+from stability.tracking.files import write_json
+from stability.tracking.record import MANIFEST, Row, RunFolder
 
 TENSORS = ("embedding", "head")
 

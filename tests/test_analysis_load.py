@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from stability.analysis import COLUMNS, load, read
 from stability.analysis.load import size_name, size_names
 from stability.errors import InputError
-from stability.tracking import record
+from stability.tracking import files, record
 
 SCALES = {"w32": {"model.width": 32, "model.depth": 2}, "w64": {"model.width": 64, "model.depth": 2}}
 
@@ -55,7 +55,7 @@ def result(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 def manifest(sweep: Path, runs: list[str], **more: Any) -> None:
     sweep.mkdir(exist_ok=True)
-    record.write_json(
+    files.write_json(
         sweep / "sweep.json",
         {"schema_version": 1, "sweep": sweep.name, "question": "does it?", "scales": SCALES, "runs": runs, **more},
     )
@@ -137,7 +137,7 @@ class TestFolder:
         (sweep / "runs" / "run-a" / "config.json").unlink()
         with pytest.raises(InputError, match=r"config\.json"):
             load(sweep)
-        record.write_json(sweep / "sweep.json", {"schema_version": 1})
+        files.write_json(sweep / "sweep.json", {"schema_version": 1})
         with pytest.raises(InputError, match=r"sweep\.json"):
             load(sweep)
 

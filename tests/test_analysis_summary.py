@@ -11,7 +11,7 @@ import pytest
 
 from stability.analysis import analyze, figures, format_table, load, sensitivity, summary
 from stability.errors import InputError
-from stability.tracking import record
+from stability.tracking import files, record
 
 SCHEMA = json.loads((Path(summary.__file__).parent / "summary.schema.json").read_text(encoding="utf-8"))
 HEADER = "n_params,learning_rate,loss,arm,seed,loss_initial,attention_logit_max\n"
@@ -51,7 +51,7 @@ def folder_of(tmp_path: Path) -> Path:
         "data": {"seed": None},
     }
     record.RunFolder(sweep / "runs" / "run-a").begin(config, "a", {})
-    record.write_json(
+    files.write_json(
         sweep / "sweep.json", {"schema_version": 1, "sweep": "one", "question": "?", "scales": {}, "runs": ["a"]}
     )
     return sweep

@@ -28,7 +28,7 @@ from stability.analysis.forecast.next_run import expected_shrinkage, next_runs
 from stability.analysis.forecast.predictive import Predictive, mixed, student, student_cdf
 from stability.analysis.forecast.threshold import estimated, given
 from stability.errors import InputError
-from stability.tracking import record
+from stability.tracking import files
 
 SCHEMA = json.loads((Path(answers.__file__).parents[1] / "summary.schema.json").read_text())
 
@@ -406,7 +406,7 @@ class TestInterface:
         empty = forecast(table.with_columns(q=pl.lit(None, pl.Float64)), quantity="q")
         assert empty.reason == "no run has a positive value of q"
         jsonschema.validate(
-            record.without_nonfinite(empty.to_dict()), {**SCHEMA, **SCHEMA["$defs"]["quantity_forecast"]}
+            files.without_nonfinite(empty.to_dict()), {**SCHEMA, **SCHEMA["$defs"]["quantity_forecast"]}
         )
 
     @pytest.mark.parametrize(
@@ -438,9 +438,9 @@ class TestInterface:
 
     def test_a_sweep_declares_them_in_its_manifest(self, tmp_path: Path) -> None:
         folder = make_sweep(tmp_path / "growth")
-        manifest = record.read_json(folder / "sweep.json")
+        manifest = files.read_json(folder / "sweep.json")
         wanted = {"growth": {"quantity": "early_logit", "threshold": 10.0, "arms": ["qk_layernorm=none"]}}
-        record.write_json(folder / "sweep.json", {**manifest, "forecasts": wanted})
+        files.write_json(folder / "sweep.json", {**manifest, "forecasts": wanted})
         (found,) = analyze(folder, tmp_path / "out", figure_formats=[], report=False)["quantity_forecasts"]
         assert (found["name"], found["arm"], found["n_scales"]) == ("growth", "qk_layernorm=none", 2)
         assert "needs 3" in found["reason"]

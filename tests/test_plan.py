@@ -20,7 +20,7 @@ from stability.launching.folder import SweepFolder, check_folder, open_folder
 from stability.launching.memory import Budget, program_bytes
 from stability.launching.plan import PlannedRun, flops_per_token, pack_runs, plan_runs
 from stability.launching.settings import Ladder, Sweep
-from stability.tracking.record import read_json
+from stability.tracking.files import read_json
 from stability.typed import from_mapping
 
 SCALES = {

@@ -11,16 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stability.errors import InputError
-from stability.tracking import record
-from stability.tracking.record import (
-    RunFolder,
-    flatten,
-    read_json,
-    read_rows,
-    run_folders,
-    without_nonfinite,
-    write_json,
-)
+from stability.tracking import files
+from stability.tracking.files import read_json, without_nonfinite, write_json
+from stability.tracking.record import RunFolder, flatten, read_rows, run_folders
 from stability.tracking.summary import summarise
 
 BROKEN = (math.nan, math.inf, -math.inf)
@@ -70,7 +63,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(record.os, failing, fail)
+        patch.setattr(files.os, failing, fail)
         with pytest.raises(type(error)):
             write_json(path, {"schema_version": 1, "status": "new"})
     assert read_json(path)["status"] == "old"
@@ -118,34 +111,18 @@ def test_nested_mappings_flatten_to_dotted_keys_in_their_order() -> None:
 # --- a run's folder ---------------------------------------------------------------------------------------------------
 
 
-@given(steps=st.lists(st.integers(0, 20), unique=True).map(sorted), at=st.integers(0, 21))
-def test_cut_keeps_exactly_the_rows_before_the_step(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[int], at: int
-) -> None:
-    run = RunFolder(tmp_path_factory.mktemp("run"))
-    run.append({"step": step, "loss/train": step / 3} for step in steps)
-    kept = run.cut(at)
-    assert kept == [{"step": step, "loss/train": step / 3} for step in steps if step < at]
-    assert read_rows(run.metrics) == kept
-    assert [path.name for path in run.path.iterdir()] == ["metrics.jsonl"]
-
-
 @pytest.mark.parametrize("part", ['{"step": 2', '{"step": 2, "loss/train": 1.5}', "", '{"st'])
-def test_a_last_line_that_a_kill_cut_off_is_dropped(tmp_path: Path, part: str) -> None:
+def test_a_last_line_that_a_kill_cut_off_does_not_count(tmp_path: Path, part: str) -> None:
     run = RunFolder(tmp_path)
     run.append([{"step": 0}, {"step": 1}])
     with run.metrics.open("a") as file:
         file.write(part)
     assert read_rows(run.metrics) == [{"step": 0}, {"step": 1}]
-    assert run.cut(10) == [{"step": 0}, {"step": 1}]
-    run.append([{"step": 2}])
-    assert [row["step"] for row in read_rows(run.metrics)] == [0, 1, 2]
 
 
 def test_a_run_that_never_wrote_has_no_rows(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "new")
     assert read_rows(run.metrics) == []
-    assert run.cut(0) == []
     assert run.read_summary() is None
 
 

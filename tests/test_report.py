@@ -16,7 +16,7 @@ import pytest
 
 from stability.analysis import analyze, figures, read, sensitivity
 from stability.cache import cached
-from stability.tracking import record
+from stability.tracking import files, record
 
 SCALES = {"w32": {"model.width": 32}, "w64": {"model.width": 64}}
 RATES = (0.003, 0.03, 0.3)
@@ -71,7 +71,7 @@ def make_sweep(folder: Path, question: str = "Does it hold?") -> Path:
                 "attention_logit_max": story[-1]["attention_logit/max"],
             }
         )
-    record.write_json(
+    files.write_json(
         folder / "sweep.json",
         {
             "schema_version": 1,
@@ -266,7 +266,7 @@ def test_nothing_hostile_survives(tmp_path: Path) -> None:
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
-    record.write_json(
+    files.write_json(
         tmp_path / "sweep.json", {"schema_version": 1, "sweep": "none", "question": "?", "scales": {}, "runs": ["a"]}
     )
     analyze(tmp_path, tmp_path)

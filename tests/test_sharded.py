@@ -17,7 +17,7 @@ from stability.config import RunConfig
 from stability.errors import InputError
 from stability.launching.devices import Layout, check_mesh, choose_layout, usable_cores
 from stability.launching.settings import MeshSettings
-from stability.tracking.record import read_json
+from stability.tracking.files import read_json
 from stability.training import lanes
 from stability.training.lanes import STEPS_PER_DISPATCH, Program, Programs
 from stability.training.mesh import lane_mesh

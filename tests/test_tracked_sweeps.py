@@ -20,9 +20,10 @@ from polars.testing import assert_frame_equal
 from quick import QUICKLY
 
 from stability.analysis import load, read
+from stability.tracking.files import read_json
 from stability.tracking.highlights import first_step_above
 from stability.tracking.names import RECORD, SECTIONS, tracked_name
-from stability.tracking.record import read_json, read_rows, run_folders
+from stability.tracking.record import read_rows, run_folders
 
 SWEEP = """
 # @package _global_

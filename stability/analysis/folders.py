@@ -13,7 +13,7 @@ from stability.analysis.quantities import Quantity, metric_names, of_metrics
 from stability.analysis.source import COLUMNS, RUN_INDEX, About, History, history_schema
 from stability.arms import arm_labels, scale_name
 from stability.errors import InputError
-from stability.tracking import record
+from stability.tracking import files, record
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -296,7 +296,7 @@ def _each_once(runs: Sequence[_Run]) -> tuple[list[_Run], list[str]]:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        return record.read_json(path)
+        return files.read_json(path)
     except OSError as error:
         raise InputError(
             "file", path, f"cannot be read ({error.strerror})", "Restore it, or delete its folder."

@@ -1,7 +1,9 @@
 """The results of a sweep as one file and its figures: everything the analysis measures, put together."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ from stability.analysis.stable_edge import UNSTABLE_EXCESS, max_stable_learning_
 from stability.analysis.uncertainty import INTERVAL_LEVEL, LOSS_NOISE
 from stability.errors import InputError
 from stability.formats import FORMATS, Format
-from stability.tracking.record import SCHEMA_VERSION, without_nonfinite, write_json, write_whole
+from stability.tracking.files import SCHEMA_VERSION, remove_partial, without_nonfinite, write_json, write_whole
+from stability.tracking.locks import SWEEP, Locks
+from stability.tracking.record import FIGURES, MANIFEST
 
-FIGURES = "analysis"
 SUMMARY = "summary.json"
 REPORT = "report.html"
 
@@ -94,43 +97,56 @@ def analyze(
             written to.
     """
     output = Path(output_dir)
-    found = read(source, aliases=aliases, quantities=quantities)
-    _refuse_other_sweep(output / SUMMARY, found.sweep)
-    statements = parse_claims({**found.claims, **(claims or {})})
-    wanted = parse_forecasts({**found.forecasts, **(forecasts or {})})
-    table = found.table
-    bounds = (learning_rate_min, learning_rate_max)
-    sensitivities = sensitivity(table, *bounds, loss_noise=loss_noise)
-    plain = {
-        "schema_version": SCHEMA_VERSION,
-        "sweep": found.sweep,
-        "complete": found.complete,
-        "interval_level": INTERVAL_LEVEL,
-        "loss_noise": loss_noise,
-        "unstable_excess": unstable_excess,
-        "runs": _runs(found),
-        "sensitivity": _rows(sensitivities),
-        "sensitivity_scaling": _rows(sensitivity_scaling(table, "mean", *bounds, loss_noise=loss_noise)),
-        "best_learning_rate": _rows(best_learning_rate(table, loss_noise)),
-        "max_stable_learning_rate": max_stable_learning_rate(table, unstable_excess).to_dicts(),
-        "stable_edge_fit": stable_edge_fit(table, unstable_excess).to_dicts(),
-        "forecasts": forecast_stable_edge(table, forecast_n_params, unstable_excess=unstable_excess).to_dicts(),
-        "quantity_forecasts": [
-            one.to_dict() for one in quantity_forecasts(table, wanted, forecast_n_params, unstable_excess)
-        ],
-        "claims": _verdicts(statements, Results(table, unstable_excess, loss_noise)),
-        "early_warning": fired_alarms(found.records) if early_warning else None,
-        "warnings": [*found.warnings, *sensitivity_warnings(table, *bounds, loss_noise=loss_noise)],
-    }
-    # The caller gets what the file holds, null for NaN included.
-    summary: dict[str, Any] = without_nonfinite(plain)
-    try:
-        _write(output, found, summary, sensitivities, figure_formats, report)
-    except OSError as error:
-        raise InputError(
-            "output_dir", output, f"cannot be written to ({error.strerror})", "Name a folder that can."
-        ) from error
-    return summary
+    with _alone(output):
+        found = read(source, aliases=aliases, quantities=quantities)
+        _refuse_other_sweep(output / SUMMARY, found.sweep)
+        statements = parse_claims({**found.claims, **(claims or {})})
+        wanted = parse_forecasts({**found.forecasts, **(forecasts or {})})
+        table = found.table
+        bounds = (learning_rate_min, learning_rate_max)
+        sensitivities = sensitivity(table, *bounds, loss_noise=loss_noise)
+        plain = {
+            "schema_version": SCHEMA_VERSION,
+            "sweep": found.sweep,
+            "complete": found.complete,
+            "interval_level": INTERVAL_LEVEL,
+            "loss_noise": loss_noise,
+            "unstable_excess": unstable_excess,
+            "runs": _runs(found),
+            "sensitivity": _rows(sensitivities),
+            "sensitivity_scaling": _rows(sensitivity_scaling(table, "mean", *bounds, loss_noise=loss_noise)),
+            "best_learning_rate": _rows(best_learning_rate(table, loss_noise)),
+            "max_stable_learning_rate": max_stable_learning_rate(table, unstable_excess).to_dicts(),
+            "stable_edge_fit": stable_edge_fit(table, unstable_excess).to_dicts(),
+            "forecasts": forecast_stable_edge(table, forecast_n_params, unstable_excess=unstable_excess).to_dicts(),
+            "quantity_forecasts": [
+                one.to_dict() for one in quantity_forecasts(table, wanted, forecast_n_params, unstable_excess)
+            ],
+            "claims": _verdicts(statements, Results(table, unstable_excess, loss_noise)),
+            "early_warning": fired_alarms(found.records) if early_warning else None,
+            "warnings": [*found.warnings, *sensitivity_warnings(table, *bounds, loss_noise=loss_noise)],
+        }
+        # The caller gets what the file holds, null for NaN included.
+        summary: dict[str, Any] = without_nonfinite(plain)
+        try:
+            _write(output, found, summary, sensitivities, figure_formats, report)
+        except OSError as error:
+            raise InputError(
+                "output_dir", output, f"cannot be written to ({error.strerror})", "Name a folder that can."
+            ) from error
+        return summary
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keep other commands from analysing or extending a sweep's folder, and from mixing their files with ours."""
+    if not (output / MANIFEST).is_file() or not os.access(output, os.W_OK):
+        yield
+        return
+    with Locks(output) as locks, locks.hold(SWEEP):
+        for folder in (output, output / FIGURES):
+            remove_partial(folder)
+        yield
 
 
 def _runs(found: Source) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ from pydantic import ValidationError
 
 from stability.analysis.folders import Manifest, SweepRecords
 from stability.errors import InputError
+from stability.tracking.files import SCHEMA_VERSION, write_json
 from stability.tracking.names import RECORD, record_name
-from stability.tracking.record import RUNS, SCHEMA_VERSION, TERMINAL, Row, RunFolder, write_json
+from stability.tracking.record import RUNS, TERMINAL, Row, RunFolder
 from stability.tracking.wandb_key import has_key
 
 PREFIX = "wandb:"

@@ -18,7 +18,7 @@ from annotated_types import Ge
 from pydantic import ConfigDict
 
 from stability.errors import InputError
-from stability.tracking.record import SCHEMA_VERSION, read_json, write_json
+from stability.tracking.files import SCHEMA_VERSION, read_json, write_json
 from stability.typed import Whole, from_mapping
 
 MANIFEST = "manifest.json"

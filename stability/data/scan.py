@@ -17,7 +17,7 @@ import numpy as np
 from stability.cache import cache_folder
 from stability.data.manifest import MANIFEST, PREPARE_AGAIN, Manifest, Shard
 from stability.errors import InputError
-from stability.tracking.record import SCHEMA_VERSION, read_json, write_json
+from stability.tracking.files import SCHEMA_VERSION, read_json, write_json
 
 BLOCK_BYTES = 1 << 24
 TELL_FROM_BYTES = 1 << 30

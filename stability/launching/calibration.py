@@ -30,7 +30,7 @@ from stability.launching.memory import activation_bytes
 from stability.launching.plan import flops_per_token
 from stability.launching.provenance import device_description
 from stability.launching.settings import MeshSettings
-from stability.tracking.record import SCHEMA_VERSION, read_json, write_json
+from stability.tracking.files import SCHEMA_VERSION, read_json, write_json
 from stability.training.lanes import STEPS_PER_DISPATCH, Program, compile_program
 from stability.typed import from_mapping
 

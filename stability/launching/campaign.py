@@ -20,7 +20,7 @@ from stability.launching.signals import stop_flag
 from stability.launching.work import train_runs
 from stability.tracking.console import counted, duration
 from stability.tracking.live import RunFacts, console_for
-from stability.tracking.record import TERMINAL
+from stability.tracking.locks import Locks
 from stability.tracking.tracker import Background
 from stability.training.lanes import Programs
 from stability.training.loop import Interrupted
@@ -41,6 +41,7 @@ class Campaign:
     programs: Programs
     layout: Layout
     budget: Budget
+    locks: Locks
 
 
 def train_rounds(campaign: Campaign, search: Search) -> int:
@@ -56,9 +57,9 @@ def train_rounds(campaign: Campaign, search: Search) -> int:
         number += 1
         asked |= {run.fingerprint for run in runs}
         if search.active:
-            plan_round(folder, runs, SearchState(number, finished=False))
+            plan_round(folder, campaign.locks, runs, SearchState(number, finished=False))
         if campaign.lender:
-            copied = reuse(folder, unfinished_runs(folder, runs), campaign.lender)
+            copied = reuse(folder, campaign.locks, unfinished_runs(folder, runs), campaign.lender)
             print(f"Took over {counted(copied, 'result')} from {campaign.lender}.")
         name = f"{campaign.sweep}, round {number}" if search.active else campaign.sweep
         code = max(code, _train_all(campaign, name, runs, told))
@@ -67,7 +68,7 @@ def train_rounds(campaign: Campaign, search: Search) -> int:
         results = _results(folder, search.runs, asked)
         runs, told = search.next(asked, results), search.so_far(asked, results)
     if search.active:
-        plan_round(folder, (), SearchState(number, finished=code == 0))
+        plan_round(folder, campaign.locks, (), SearchState(number, finished=code == 0))
         print("\n" + search.found(asked, results))
     return code
 
@@ -78,8 +79,8 @@ def _results(folder: SweepFolder, runs: Sequence[PlannedRun], asked: frozenset[s
 
 
 def unfinished_runs(folder: SweepFolder, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The runs that have no result yet."""
-    return [run for run in runs if (folder.run(run).read_summary() or {}).get("status") not in TERMINAL]
+    """The runs that have no result yet, or one whose record is damaged."""
+    return [run for run in runs if not folder.is_finished(run)]
 
 
 def _train_all(campaign: Campaign, name: str, runs: Sequence[PlannedRun], told: Sequence[str]) -> int:
@@ -112,7 +113,7 @@ def _train_all(campaign: Campaign, name: str, runs: Sequence[PlannedRun], told: 
     began, known = time.perf_counter(), len(programs.compiled)
     campaign.tracker.warn_with(console.say)
     start = provenance(request.execution, layout.strategy, request.command)
-    desk = Desk(campaign.sweep, folder, console, campaign.tracker, start)
+    desk = Desk(campaign.sweep, folder, console, campaign.tracker, start, campaign.locks)
     try:
         with stop_flag(console.say) as stop:
             failed = train_runs(desk, programs, unfinished, campaign.parts, layout, campaign.budget, stop)

@@ -1,8 +1,10 @@
 """A sweep's folder: opened for a command, refused when it holds something else, extended when it is the same sweep."""
 
+import itertools
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +15,10 @@ from stability.config import scientific
 from stability.errors import InputError
 from stability.launching.plan import PlannedRun
 from stability.launching.settings import Ladder, Sweep
-from stability.tracking.record import MANIFEST, RUNS, SCHEMA_VERSION, RunFolder, flatten, read_json, write_json
+from stability.tracking.files import SCHEMA_VERSION, DamagedError, read_json, remove_partial, write_json
+from stability.tracking.locks import LOCKS, SWEEP, Locks
+from stability.tracking.record import DAMAGED, FIGURES, MANIFEST, RUNS, TERMINAL, Row, RunFolder, flatten, run_folders
+from stability.tracking.standing import damage_of_result, settle, standing
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,43 @@ class SweepFolder:
     def run(self, planned: PlannedRun) -> RunFolder:
         """The folder of one run, whether or not it has started."""
         return RunFolder(self.path / RUNS / planned.folder_name)
+
+    def is_finished(self, planned: PlannedRun) -> bool:
+        """Whether a run has a result whose record is as it was written.
+
+        Raises:
+            InputError: another version of this program wrote the record.
+        """
+        run = self.run(planned)
+        with suppress(DamagedError):
+            status = (run.read_summary() or {}).get("status")
+            return status in TERMINAL and damage_of_result(run, planned.fingerprint) is None
+        return False
+
+    def step_of(self, planned: PlannedRun) -> int:
+        """The step from which an unfinished run goes on."""
+        return standing(self.run(planned), planned.fingerprint).step
+
+    def take_up(self, planned: PlannedRun, say: Callable[[str], None]) -> tuple[int, list[Row]]:
+        """Bring an unfinished run's folder to where the run stands; its step and rows. Only for who holds its lock.
+
+        Args:
+            planned: the run.
+            say: told what was found damaged, and what follows.
+        """
+        run, found = self.run(planned), standing(self.run(planned), planned.fingerprint)
+        aside = self._aside(run.path.name)
+        for one in found.damage:
+            say(f"Damaged: {one.why}.")
+        if found.damage:
+            goes_on = f"goes on from step {found.step}" if found.step else "starts again from its beginning"
+            say(f"{planned.title} {goes_on}; what is damaged was put into {aside}")
+        return found.step, settle(run, found, aside)
+
+    def _aside(self, name: str) -> Path:
+        """A folder for what is damaged of a run, not there yet."""
+        numbers = itertools.count(1)
+        return next(path for i in numbers if not (path := self.path / DAMAGED / f"{name}-{i}").exists())
 
 
 def check_folder(path: Path, sweep: str, runs: Sequence[PlannedRun], scales: Scales) -> Mapping[str, Any] | None:
@@ -40,7 +82,7 @@ def check_folder(path: Path, sweep: str, runs: Sequence[PlannedRun], scales: Sca
     _check_writable(path)
     manifest_path = path / MANIFEST
     if not manifest_path.exists():
-        if path.is_dir() and any(path.iterdir()):
+        if path.is_dir() and any(entry.name != LOCKS for entry in path.iterdir()):
             raise InputError("output_dir", path, "is not empty and holds no sweep of ours", "Name another folder.")
         return None
     manifest = read_json(manifest_path)
@@ -69,15 +111,41 @@ def check_folder(path: Path, sweep: str, runs: Sequence[PlannedRun], scales: Sca
 
 def open_folder(
     path: Path,
-    manifest: Mapping[str, Any] | None,
+    locks: Locks,
     sweep: str,
     definition: Sweep,
     runs: Sequence[PlannedRun],
     ladder: Ladder,
     command: str,
 ) -> SweepFolder:
-    """Write the manifest, new or extended (see `check_folder`), and return the folder ready for records."""
-    path.mkdir(parents=True, exist_ok=True)
+    """Write the manifest, new or extended (see `check_folder`), and return the folder ready for records.
+
+    Raises:
+        InputError: as `check_folder`, which is asked again: another command may have come first.
+    """
+    with locks.hold(SWEEP):
+        folder = _write_manifest(path, sweep, definition, runs, ladder, command)
+        _tidy(folder, locks)
+    return folder
+
+
+def _tidy(folder: SweepFolder, locks: Locks) -> None:
+    """Remove what killed commands left: files half-written, and checkpoints of runs that had just finished."""
+    for place in (folder.path, folder.path / FIGURES, folder.path / RUNS):
+        remove_partial(place)
+    for run in run_folders(folder.path):
+        if run.checkpoints.is_dir() and locks.take(run.path.name):
+            with suppress(DamagedError, KeyError, IndexError):
+                kept = run.read_provenance()[-1]["settings"]["training"]["keep_checkpoint"]
+                if not kept and (run.read_summary() or {}).get("status") in TERMINAL:
+                    run.remove_checkpoints()
+            locks.release(run.path.name)
+
+
+def _write_manifest(
+    path: Path, sweep: str, definition: Sweep, runs: Sequence[PlannedRun], ladder: Ladder, command: str
+) -> SweepFolder:
+    manifest = check_folder(path, sweep, runs, ladder.scales)
     old = manifest or {"sweep_id": secrets.token_hex(4), "settings": {}, "scales": {}, "runs": [], "commands": []}
     settings = _settings(runs, ladder.scales)
     for key, values in old["settings"].items():
@@ -99,7 +167,7 @@ def open_folder(
         "commands": [*old["commands"], {"time": now, "command": command}],
         **{key: value for key, value in old.items() if key == "search"},
     }
-    write_json(path / MANIFEST, content)
+    write_json(path / MANIFEST, content, checksum=True)
     return SweepFolder(path, old["sweep_id"])
 
 
@@ -111,11 +179,13 @@ class SearchState:
     finished: bool
 
 
-def plan_round(folder: SweepFolder, runs: Sequence[PlannedRun], state: SearchState) -> None:
+def plan_round(folder: SweepFolder, locks: Locks, runs: Sequence[PlannedRun], state: SearchState) -> None:
     """Add a round's runs to those planned in the manifest, and say how far the search is."""
-    manifest = read_json(folder.path / MANIFEST)
-    planned = list(dict.fromkeys([*manifest["runs"], *(run.fingerprint for run in runs)]))
-    write_json(folder.path / MANIFEST, {**manifest, "runs": planned, "search": asdict(state)})
+    with locks.hold(SWEEP):
+        manifest = read_json(folder.path / MANIFEST)
+        planned = list(dict.fromkeys([*manifest["runs"], *(run.fingerprint for run in runs)]))
+        content = {**manifest, "runs": planned, "search": asdict(state)}
+        write_json(folder.path / MANIFEST, content, checksum=True)
 
 
 def _settings(runs: Sequence[PlannedRun], scales: Scales) -> dict[str, list[Any]]:

@@ -8,7 +8,9 @@ from stability.config import scientific, to_mapping
 from stability.launching.folder import SweepFolder
 from stability.launching.plan import PlannedRun
 from stability.tracking.console import Console
+from stability.tracking.locks import Locks
 from stability.tracking.record import Row, RunFolder
+from stability.tracking.standing import seal
 from stability.tracking.summary import summarise
 from stability.tracking.tracker import Background, TrackedRun
 
@@ -22,14 +24,27 @@ class Desk:
     console: Console
     tracker: Background
     provenance: dict[str, Any]
+    locks: Locks
+
+    def is_finished(self, run: PlannedRun) -> bool:
+        """Whether a run has a result, by its record as it is now."""
+        return self.folder.is_finished(run)
 
 
 @dataclass
 class RunJournal:
-    """Writes one run's story to its record, and tells console and tracker."""
+    """Writes one run's story to its record, and tells console and tracker.
+
+    Args:
+        desk: what it shares with other runs.
+        run: which.
+        step: where it goes on from; 0 is its beginning.
+        rows: what it had measured before.
+    """
 
     desk: Desk
     run: PlannedRun
+    step: int
     rows: list[Row]
     is_over: bool = False
     began: float = field(default_factory=time.perf_counter)
@@ -48,7 +63,8 @@ class RunJournal:
         """Open the record and the tracker's run."""
         config = scientific(self.run.config)
         settings = to_mapping(self.run.config, ("provenance",))
-        self.folder.begin(config, self.run.fingerprint, {**self.desk.provenance, "settings": settings})
+        start = {**self.desk.provenance, "resumed_from_step": self.step, "settings": settings}
+        self.folder.begin(config, self.run.fingerprint, start)
         arm = tuple(self.run.arm.split(", "))
         host = {key: self.desk.provenance[key] for key in ("device", "backend", "lanes", "versions")}
         self.desk.tracker.start(
@@ -84,10 +100,15 @@ class RunJournal:
         """Tell the console."""
         self.desk.console.progress(self.run.fingerprint, self.run.title, step, self.run.config.training.steps)
 
+    def saved(self, step: int) -> None:
+        """Seal the checkpoint: from now on the run goes on from it."""
+        seal(self.folder, self.run.fingerprint, step)
+
     def ended(self, *, diverged_at: int | None) -> None:
-        """Write the results, then remove the checkpoints: a run with results needs none."""
+        """Write the results, then remove the checkpoints, unless asked not to: a run with results needs none."""
         self._finish(summarise(self.rows, self.run.config.training.steps, diverged_at))
-        self.folder.remove_checkpoints()
+        if not self.run.config.training.keep_checkpoint:
+            self.folder.remove_checkpoints()
 
     def failed(self, error: str) -> None:
         """A bug, not a result: keep the traceback and go on with the other runs."""

@@ -1,5 +1,6 @@
 """Check everything, then train what is unfinished, then analyse: the one path from a request to results."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +14,7 @@ from stability.data.corpus import Corpus, load_corpus
 from stability.data.shards import ShardedCorpus
 from stability.errors import InputError
 from stability.launching.calibration import calibrate, known_calibration
-from stability.launching.campaign import EXIT_INTERRUPTED, Campaign, train_rounds, unfinished_runs
+from stability.launching.campaign import EXIT_FAILED, EXIT_INTERRUPTED, Campaign, train_rounds, unfinished_runs
 from stability.launching.compilation_cache import keep_compiled_programs
 from stability.launching.describe import describe
 from stability.launching.devices import check_mesh, choose_layout, show_every_core
@@ -25,6 +26,7 @@ from stability.launching.reuse import check_lender, lendable
 from stability.launching.search import Search
 from stability.launching.tracked import tracked_sweep
 from stability.launching.work import refuse_what_does_not_fit, text_of
+from stability.tracking.locks import Locks
 from stability.tracking.tracker import Background
 from stability.tracking.trackers import TrackerSettings, find_tracker
 from stability.training.lanes import Programs
@@ -35,12 +37,28 @@ RESULTS = "results"
 def launch(request: Request) -> int:
     """Train the request's unfinished runs, analyse all of its folder, and return the process's exit code.
 
+    Where the storage fails, that is said, with what to do; what had been recorded is kept.
+
     Args:
         request: typed and composed, not yet checked against the text.
 
     Raises:
         InputError: something in the request cannot be; nothing has been written.
     """
+    try:
+        return _launch(request)
+    except BrokenPipeError:  # nobody reads what is printed
+        raise
+    except OSError as error:
+        print(
+            f"Stopped: the storage failed ({error}). What was recorded before is kept. Mend it, and the same command "
+            f"goes on:\n  {request.command}",
+            file=sys.stderr,
+        )
+        return EXIT_FAILED
+
+
+def _launch(request: Request) -> int:
     show_every_core()
     tracking = request.execution.tracking
     make_tracker = find_tracker(tracking.name, tracking.mode)  # refuses now rather than in mid-training
@@ -51,7 +69,7 @@ def launch(request: Request) -> int:
     parts = corpus.parts
     for run in {(c.training.sequence_length, c.training.batch_size): c for c in configs}.values():
         text_of(parts, run)
-    manifest = check_folder(path, sweep, runs, request.ladder.scales)
+    check_folder(path, sweep, runs, request.ladder.scales)
     parse_claims(request.definition.claims)
     parse_forecasts(request.definition.forecasts)
     parse_quantities(request.definition.quantities)
@@ -80,25 +98,31 @@ def launch(request: Request) -> int:
     keep_compiled_programs()
     programs = Programs()
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
-    folder = open_folder(path, manifest, sweep, request.definition, search.first(), request.ladder, request.command)
-    with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), print) as tracker:
-        campaign = Campaign(request, sweep, folder, parts, tracker, lender, programs, layout, budget)
-        code = train_rounds(campaign, search)
-        if code == EXIT_INTERRUPTED:
-            return code
-        tracker.settle()
-        execution = request.execution
-        summary = analyze(path, path, figure_formats=execution.figures, report=execution.report)
-        tracker.analysed(tracked_sweep(folder, summary))
-        print("\n" + format_table(summary))
-        if summary["claims"]:
-            print("\n" + format_claims(summary))
-        if summary["quantity_forecasts"]:
-            print("\n" + format_forecasts(summary))
-        print(f"\nResults: {path}   ({'report.html, ' if execution.report else ''}summary.json, analysis/, runs/)")
+    with Locks(path) as locks:
+        folder = open_folder(path, locks, sweep, request.definition, search.first(), request.ladder, request.command)
+        with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), print) as tracker:
+            campaign = Campaign(request, sweep, folder, parts, tracker, lender, programs, layout, budget, locks)
+            code = train_rounds(campaign, search)
+            if code == EXIT_INTERRUPTED:
+                return code
+            tracker.settle()
+            _analyse(request, folder, tracker)
     for line in tracker.closing_words():
         print(line)
     return code
+
+
+def _analyse(request: Request, folder: SweepFolder, tracker: Background) -> None:
+    """Analyse all of the folder, and tell terminal and tracker."""
+    execution, path = request.execution, folder.path
+    summary = analyze(path, path, figure_formats=execution.figures, report=execution.report)
+    tracker.analysed(tracked_sweep(folder, summary))
+    print("\n" + format_table(summary))
+    if summary["claims"]:
+        print("\n" + format_claims(summary))
+    if summary["quantity_forecasts"]:
+        print("\n" + format_forecasts(summary))
+    print(f"\nResults: {path}   ({'report.html, ' if execution.report else ''}summary.json, analysis/, runs/)")
 
 
 def planned(request: Request) -> tuple[PlannedRun, ...]:

@@ -3,12 +3,16 @@
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from stability.errors import InputError
 from stability.launching.folder import SweepFolder
 from stability.launching.plan import PlannedRun
-from stability.tracking.record import MANIFEST, RUNS, TERMINAL, RunFolder, read_json, write_json
+from stability.tracking.files import PARTIAL, DamagedError, read_json, write_json
+from stability.tracking.locks import Locks
+from stability.tracking.record import MANIFEST, RUNS, TERMINAL, RunFolder
+from stability.tracking.standing import damage_of_result
 
 
 def check_lender(path: Path) -> None:
@@ -23,20 +27,25 @@ def check_lender(path: Path) -> None:
         )
 
 
-def reuse(folder: SweepFolder, runs: Sequence[PlannedRun], lender: Path) -> int:
+def reuse(folder: SweepFolder, locks: Locks, runs: Sequence[PlannedRun], lender: Path) -> int:
     """Copy the whole records of runs that another sweep has finished; how many there were.
 
     A copy's provenance says where it is from. The lender is only read.
 
     Args:
         folder: the sweep that borrows.
+        locks: on it; a run that another command has locked is left alone.
         runs: its runs without a result yet.
         lender: a sweep's results folder, or a folder of such.
     """
-    found = lendable(folder, runs, lender)
-    for run, source in found.items():
-        _copy(source, folder.run(run).path)
-    return len(found)
+    copied = 0
+    for run, source in lendable(folder, runs, lender).items():
+        if locks.take(run.folder_name):
+            if not folder.is_finished(run):
+                _copy(source, folder.run(run).path)
+                copied += 1
+            locks.release(run.folder_name)
+    return copied
 
 
 def lendable(folder: SweepFolder, runs: Sequence[PlannedRun], lender: Path) -> dict[PlannedRun, Path]:
@@ -54,19 +63,22 @@ def _sweeps(path: Path) -> Iterator[Path]:
 def _result(run: PlannedRun, lenders: Sequence[Path]) -> Path | None:
     for lender in lenders:
         source = RunFolder(lender / RUNS / run.folder_name)
-        if (source.read_summary() or {}).get("status") in TERMINAL:
-            return source.path
+        with suppress(DamagedError):
+            status = (source.read_summary() or {}).get("status")
+            if status in TERMINAL and damage_of_result(source, run.fingerprint) is None:
+                return source.path
     return None
 
 
 def _copy(source: Path, target: Path) -> None:
     """Copy aside, then rename: nobody sees a part of a record. What an unfinished run had left there gives way."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(dir=target.parent.parent, prefix=".reuse-"))
+    aside = Path(tempfile.mkdtemp(dir=target.parent.parent, prefix=".reuse-", suffix=PARTIAL))
     try:
         record = Path(shutil.copytree(source, aside / source.name))
         provenance = read_json(record / "provenance.json")
-        write_json(record / "provenance.json", {**provenance, "copied_from": source.as_posix()})
+        copied = {**provenance, "copied_from": source.as_posix()}
+        write_json(record / "provenance.json", copied, checksum=True)
         shutil.rmtree(target, ignore_errors=True)
         record.replace(target)
     finally:

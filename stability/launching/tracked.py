@@ -9,7 +9,8 @@ import polars as pl
 
 from stability.analysis import COLUMNS, curves
 from stability.launching.folder import SweepFolder
-from stability.tracking.record import MANIFEST, read_json
+from stability.tracking.files import read_json
+from stability.tracking.record import MANIFEST
 from stability.tracking.tracker import TrackedSweep
 
 TABLES = ("runs", "sensitivity", "best_learning_rate", "max_stable_learning_rate", "stable_edge_fit", "claims")

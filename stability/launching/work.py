@@ -1,8 +1,9 @@
 """Training a plan's runs, group by group: text, programs and journals brought together for the loop."""
 
-import itertools
+import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,9 @@ from stability.launching.devices import Layout
 from stability.launching.journal import Desk, RunJournal
 from stability.launching.memory import Budget, amount, state_bytes
 from stability.launching.plan import Pack, PlannedRun, group_sizes, pack_runs
-from stability.training.checkpoint import Checkpoints, latest_step
+from stability.tracking.console import counted
+from stability.tracking.record import Row
+from stability.training.checkpoint import Checkpoints
 from stability.training.lanes import Program, Programs
 from stability.training.loop import Interrupted, Lane, train
 
@@ -50,61 +53,146 @@ def train_runs(
     budget: Budget,
     stop: Callable[[], bool],
 ) -> int:
-    """Train all of the runs to their ends; returns how many failed.
+    """See all of the runs to their ends; returns how many failed.
 
-    What a compiled program says of its memory corrects the estimate for those that come after it. A group whose own
-    program turns out to need more than there is is halved, and compiled again, before it trains.
+    Runs that another command has locked are left to it. Those are waited for when nothing else is left to do, and taken
+    over where it ends without finishing them.
 
     Raises:
         Interrupted: asked to stop; what was under way has been saved.
+        OSError: the storage failed; what had been recorded is kept.
     """
-    failed, correction = 0, 1.0
-    for pack in pack_runs(runs):
-        text = text_of(parts, pack.config)
-        starts = {run: latest_step(desk.folder.run(run).checkpoints) for run in pack.runs}
-        waiting = groups_of(pack.runs, starts, layout.most_lanes(pack.config, budget.limit / correction))
-        largest = max(len(group.runs) for group in waiting)
-        while waiting:
-            if stop():
-                raise Interrupted
-            group = waiting.pop(0)
-            desk.console.started([run.fingerprint for run in group.runs])
-            known, size = len(programs.compiled), layout.program_size(len(group.runs), largest)
-            program = programs.get(pack.config, layout.seats(size), text.validation_MxBxT1.shape, layout.mesh(size))
-            if len(programs.compiled) > known:
-                desk.console.compiled(program.compile_seconds)
-            needed = layout.compiled_memory(program, size)
-            if needed is not None:
-                correction = needed / layout.memory(pack.config, size)
-            if needed is not None and needed > budget.limit and size > 1:
-                desk.console.say(
-                    f"{size} lanes of {pack.runs[0].scale} need {amount(needed)}, more than there is "
-                    f"({budget}): half of them at a time."
-                )
-                rest = [run for other in (group, *waiting) for run in other.runs]
-                waiting = groups_of(rest, starts, size // 2)
-                largest = max(len(other.runs) for other in waiting)
-                continue
-            failed += _train_group(desk, program, text, group, stop)
+    trainer, failed = _Trainer(desk, programs, parts, layout, budget, stop), 0
+    while runs:
+        elsewhere: list[PlannedRun] = []
+        for pack in pack_runs(runs):
+            failed += trainer.train_pack(pack, elsewhere)
+        runs = elsewhere
+        if runs:
+            _wait(desk, runs, stop)
     return failed
+
+
+WAIT_S = 2.0
+"""How often to look whether another command has finished a run."""
+
+
+def _wait(desk: Desk, runs: Sequence[PlannedRun], stop: Callable[[], bool]) -> None:
+    """Until one of the runs that other commands have locked is free again."""
+    holders = {str(holder) for run in runs if (holder := desk.locks.holder(run.folder_name))}
+    who = " and ".join(sorted(holders)) or "another command"
+    desk.console.say(f"Waiting for {counted(len(runs), 'run')} of {who}.")
+    while all(desk.locks.is_held(run.folder_name) for run in runs):
+        if stop():
+            raise Interrupted
+        time.sleep(WAIT_S)
+
+
+@dataclass
+class _Trainer:
+    """Trains pack after pack; learns from compiled programs how far the estimate of memory is off."""
+
+    desk: Desk
+    programs: Programs
+    parts: Split
+    layout: Layout
+    budget: Budget
+    stop: Callable[[], bool]
+    correction: float = 1.0
+
+    def train_pack(self, pack: Pack, elsewhere: list[PlannedRun]) -> int:
+        """Train what of a pack is free, group by group; returns how many failed.
+
+        A group whose own program turns out to need more memory than there is is halved, and compiled again, before it
+        trains.
+
+        Args:
+            pack: unfinished runs.
+            elsewhere: where to put those that other commands have locked.
+        """
+        desk, layout, config = self.desk, self.layout, pack.config
+        text, waiting, failed = text_of(self.parts, config), list(pack.runs), 0
+        most = layout.most_lanes(config, self.budget.limit / self.correction)
+        largest = max(group_sizes(len(waiting), most))
+        while waiting:
+            if self.stop():
+                raise Interrupted
+            with _taken(desk, waiting, most, elsewhere) as group:
+                if not group.runs:
+                    continue
+                desk.console.started([run.fingerprint for run in group.runs])
+                program, needed = self._program(config, len(group.runs), largest, text)
+                size = layout.program_size(len(group.runs), largest)
+                if needed is not None and needed > self.budget.limit and size > 1:
+                    desk.console.say(
+                        f"{size} lanes of {pack.runs[0].scale} need {amount(needed)}, more than there is "
+                        f"({self.budget}): half of them at a time."
+                    )
+                    most = size // 2
+                    waiting = [*group.runs, *waiting]
+                    largest = max(group_sizes(len(waiting), most))
+                    continue
+                failed += _train_group(desk, program, text, group, self.stop)
+        return failed
+
+    def _program(self, config: RunConfig, runs: int, largest: int, text: Text) -> tuple[Program, int | None]:
+        """The compiled program for a group, and the bytes that it needs by its own analysis, which are remembered."""
+        layout, known = self.layout, len(self.programs.compiled)
+        size = layout.program_size(runs, largest)
+        program = self.programs.get(config, layout.seats(size), text.validation_MxBxT1.shape, layout.mesh(size))
+        if len(self.programs.compiled) > known:
+            self.desk.console.compiled(program.compile_seconds)
+        needed = layout.compiled_memory(program, size)
+        if needed is not None:
+            self.correction = needed / layout.memory(config, size)
+        return program, needed
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that train together from the same step."""
+    """Runs that train together from the same step, locked, and the rows that each has so far."""
 
     runs: tuple[PlannedRun, ...]
     start: int
+    rows: tuple[list[Row], ...]
 
 
-def groups_of(runs: Sequence[PlannedRun], starts: Mapping[PlannedRun, int], most: int) -> list[Group]:
-    """Those that stand at the same step, in groups of at most `most`, every run once."""
-    groups = []
-    for start in dict.fromkeys(starts[run] for run in runs):
-        alike = [run for run in runs if starts[run] == start]
-        ends = list(itertools.accumulate(group_sizes(len(alike), most)))
-        groups += [Group(tuple(alike[a:b]), start) for a, b in itertools.pairwise([0, *ends])]
-    return groups
+@contextmanager
+def _taken(desk: Desk, waiting: list[PlannedRun], most: int, elsewhere: list[PlannedRun]) -> Iterator[Group]:
+    """The next group of a pack, its runs locked until the end of the `with` statement.
+
+    Args:
+        desk: of the sweep.
+        waiting: runs that nobody has looked at yet; those looked at are taken out.
+        most: lanes that fit together, at least 1.
+        elsewhere: where to put runs that other commands have locked.
+    """
+    size = group_sizes(len(waiting), most)[0]
+    runs: list[PlannedRun] = []
+    rows: list[list[Row]] = []
+    start: int | None = None
+    try:
+        for run in list(waiting):
+            if len(runs) == size:
+                break
+            if not desk.locks.take(run.folder_name):
+                waiting.remove(run)
+                elsewhere.append(run)
+            elif desk.folder.is_finished(run):  # another command was faster
+                desk.locks.release(run.folder_name)
+                waiting.remove(run)
+                desk.console.ended_elsewhere(run.fingerprint, run.title)
+            elif start is not None and desk.folder.step_of(run) != start:
+                desk.locks.release(run.folder_name)  # for a later group
+            else:
+                runs.append(run)
+                waiting.remove(run)
+                start, its_rows = desk.folder.take_up(run, desk.console.say)
+                rows.append(its_rows)
+        yield Group(tuple(runs), start or 0, tuple(rows))
+    finally:
+        for run in runs:
+            desk.locks.release(run.folder_name)
 
 
 DOUBTFUL = 1.5
@@ -148,14 +236,19 @@ def _refuse_above(budget: Budget, pack: Pack, needed: int, source: str) -> None:
 
 
 def _train_group(desk: Desk, program: Program, text: Text, group: Group, stop: Callable[[], bool]) -> int:
-    """Train a group to its end; returns how many of its runs failed. Raises Interrupted when asked to stop."""
-    journals = [RunJournal(desk, run, desk.folder.run(run).cut(group.start)) for run in group.runs]
+    """Train a group to its end; returns how many of its runs failed.
+
+    Raises:
+        Interrupted: asked to stop.
+        OSError: the storage failed, which is no bug of a run's, and would fail all others too.
+    """
+    journals = [RunJournal(desk, run, group.start, rows) for run, rows in zip(group.runs, group.rows, strict=True)]
     lanes = [_lane(journal, text) for journal in journals]
     for journal in journals:
         journal.start()
     try:
         train(program, lanes, text.validation_MxBxT1, group.start, stop)
-    except Interrupted:
+    except (Interrupted, OSError):
         raise
     except Exception:
         # Whatever broke, the other runs of the sweep are still worth having; the traceback is kept.

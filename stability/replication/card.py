@@ -19,11 +19,11 @@ from stability.formats import Format
 from stability.replication import PAPER
 from stability.replication.figures import draw, figure_of
 from stability.replication.study import Study, cost_of
-from stability.tracking.record import read_json, write_json
+from stability.tracking.files import read_json, write_json
+from stability.tracking.record import FIGURES
 
 CARD_VERSION = 1
 FORMATS: tuple[Format, ...] = ("svg",)
-FIGURES = "analysis"
 MADE_WITH = ("device", "backend", "lanes", "versions.python", "versions.jax", "versions.stability")
 
 

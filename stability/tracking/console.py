@@ -114,6 +114,11 @@ class Console:
             f"max logit {number(summary.get('attention_logit_max')):>8}  {duration(seconds):>6}  {self._left()}"
         )
 
+    def ended_elsewhere(self, fingerprint: str, title: str) -> None:
+        """A run is over that another command trained."""
+        self._end(fingerprint)
+        self.say(f"{self._count()} {title:<44} has a result of another command")
+
     def _clock(self, fingerprint: str, share: float) -> float:
         """A run has come so far: learn its speed, and return the time."""
         now, kind, before = time.perf_counter(), self.kinds[fingerprint], self._share.get(fingerprint)
@@ -161,3 +166,7 @@ class QuietConsole(Console):
             super().ended(fingerprint, title, summary, seconds)
         else:
             self._end(fingerprint)
+
+    def ended_elsewhere(self, fingerprint: str, title: str) -> None:
+        """Say nothing."""
+        self._end(fingerprint)

@@ -20,6 +20,7 @@ _LINES_AROUND_THE_ROWS = 7
 """Header, rules, the bar, and some of what was said before."""
 _ROWS_AFTER = 3
 """Runs shown beyond the ones under way."""
+_OVER = (*TERMINAL, "failed", "elsewhere")
 _COLOURS = {"diverged": "red", "failed": "bold red", "finished": "green"}
 
 
@@ -117,6 +118,12 @@ class LiveConsole(Console):
             self.say(f"{title} failed: {summary['error']}")
         self._draw(time.perf_counter(), at_once=self.done >= self._total)
 
+    def ended_elsewhere(self, fingerprint: str, title: str) -> None:
+        """A run is over that another command trained: its row says so."""
+        self._end(fingerprint)
+        self._lines[fingerprint].status = "elsewhere"
+        self._draw(time.perf_counter(), at_once=self.done >= self._total)
+
     def close(self) -> None:
         """Take the table away."""
         if self._live is not None:
@@ -160,7 +167,7 @@ class LiveConsole(Console):
     def _bar(self) -> RenderableType:
         whole = sum(self.work.values())
         done = sum(self._share.get(fingerprint, 0.0) * work for fingerprint, work in self.work.items())
-        under_way = [line for line in self._lines.values() if line.status and line.status not in (*TERMINAL, "failed")]
+        under_way = [line for line in self._lines.values() if line.status and line.status not in _OVER]
         speed = sum(line.tokens_per_second for line in under_way)
         words = [
             f"{self.done}/{self._total} runs",

@@ -9,21 +9,24 @@ A sweep's folder holds
         metrics.jsonl          one row for each observed or evaluated step
         error.txt              only when a bug ended the run: its traceback
         summary.json           status and results; replaced whole, never edited
-        checkpoints/           only while the run is unfinished
+        checkpoints/           only while the run is unfinished, or if asked for: STEP/, and its seal STEP.json
+                               (`stability.tracking.standing`)
+    damaged/                   what was found no longer as it was written, put aside
+    locks/                     while commands are at work: which runs are whose (`stability.tracking.locks`)
     summary.json, analysis/    what `stability.analyze` makes of the runs; may be deleted and made again
 
 A row's `step` counts the updates made before it was measured: the first row of a run has step 0, and the validation
 loss at the end of training stands in a row of its own whose step is the number of steps.
 
-Every JSON file carries `schema_version`. There is no NaN or infinity in any of them: what is not available is null.
+Every JSON file carries `schema_version`; those of a run and the manifest also carry a checksum of themselves
+(`stability.tracking.files`), and a finished run's summary that of its metrics. There is no NaN or infinity in any of
+them: what is not available is null.
 """
 
 import json
 import math
 import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -32,75 +35,26 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from stability.errors import InputError
-
-SCHEMA_VERSION = 1
+from stability.tracking.files import (
+    SCHEMA_VERSION,
+    append,
+    measure,
+    read_json,
+    remove,
+    without_nonfinite,
+    write_json,
+)
 
 MANIFEST = "sweep.json"
 RUNS = "runs"
+DAMAGED = "damaged"
+FIGURES = "analysis"
 
 Status = Literal["finished", "diverged", "failed", "running"]
 TERMINAL: frozenset[str] = frozenset({"finished", "diverged"})
 """A run with one of these statuses is a result and is never trained again."""
 
 Row = dict[str, float | int | None]
-
-
-def without_nonfinite(value: Any) -> Any:
-    """The same JSON value with every NaN and infinity replaced by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: without_nonfinite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nonfinite(item) for item in value]
-    return value
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace `path` by `content` in one step, as `write_whole` does."""
-    text = json.dumps(without_nonfinite(content), indent=1, allow_nan=False, ensure_ascii=False)
-    write_whole(path, f"{text}\n".encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace a file in one step: a reader sees the old one or the new one, never a part.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of ours, refusing one that is not ours to read.
-
-    Raises:
-        InputError: the file is not a JSON object, or another version of this program wrote it.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
-        raise InputError("file", path, f"is not valid JSON ({error})", "Restore it, or delete its folder.") from error
-    if not isinstance(content, dict):
-        raise InputError("file", path, "holds no JSON object", "Restore it, or delete its folder.")
-    if content.get("schema_version") != SCHEMA_VERSION:
-        raise InputError(
-            "file",
-            path,
-            f"has schema_version {content.get('schema_version')!r}, and this program reads {SCHEMA_VERSION}",
-            "Use the version of `stability` that wrote it.",
-        )
-    return content
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -126,6 +80,21 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def summary(self) -> Path:
+        """Status and results."""
+        return self.path / "summary.json"
+
+    @property
+    def config(self) -> Path:
+        """The scientific config."""
+        return self.path / "config.json"
+
+    @property
+    def provenance(self) -> Path:
+        """How, where and when it was started."""
+        return self.path / "provenance.json"
+
+    @property
     def metrics(self) -> Path:
         """The rows, one JSON object a line."""
         return self.path / "metrics.jsonl"
@@ -133,51 +102,40 @@ class RunFolder:
     def begin(self, config: Mapping[str, Any], fingerprint: str, provenance: Mapping[str, Any]) -> None:
         """Write down what is about to run, or that it goes on (a further entry of provenance)."""
         self.path.mkdir(parents=True, exist_ok=True)
-        provenance_path = self.path / "provenance.json"
-        starts = read_json(provenance_path)["starts"] if provenance_path.exists() else []
-        write_json(provenance_path, {"schema_version": SCHEMA_VERSION, "starts": [*starts, dict(provenance)]})
-        (self.path / "error.txt").unlink(missing_ok=True)
-        header = {"schema_version": SCHEMA_VERSION, "fingerprint": fingerprint}
-        write_json(self.path / "config.json", {**header, "config": config})
+        starts = self.read_provenance() if self.provenance.exists() else []
+        header = {"schema_version": SCHEMA_VERSION}
+        write_json(self.provenance, {**header, "starts": [*starts, dict(provenance)]}, checksum=True)
+        remove(self.path / "error.txt")
+        write_json(self.config, {**header, "fingerprint": fingerprint, "config": config}, checksum=True)
         self.write_summary({"fingerprint": fingerprint, "status": "running"})
 
     def append(self, rows: Iterable[Row]) -> None:
-        """Add rows to the metrics; a row that was cut off by a kill is dropped by `cut`."""
-        text = "".join(json.dumps(without_nonfinite(row), allow_nan=False) + "\n" for row in rows)
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(text)
-
-    def cut(self, step: int) -> list[Row]:
-        """Keep the rows before `step` (a checkpoint's), drop what a killed process wrote beyond, return what stays."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        rows = [row for row in read_rows(self.metrics) if (row["step"] or 0) < step]
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        temporary = self.metrics.with_suffix(".partial")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(self.metrics)
-        return rows
+        """Add rows to the metrics; what a kill cuts off has no newline, and does not count."""
+        append(self.metrics, "".join(json.dumps(without_nonfinite(row), allow_nan=False) + "\n" for row in rows))
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Replace the run's summary."""
-        write_json(self.path / "summary.json", {"schema_version": SCHEMA_VERSION, **summary})
+        """Replace the run's summary; one that is a result also says how long the metrics are, and their checksum."""
+        content: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **summary}
+        if summary["status"] in TERMINAL:
+            content["metrics"] = measure(self.metrics).as_dict()
+        write_json(self.summary, content, checksum=True)
 
     def remove_checkpoints(self) -> None:
         """A run with results needs none."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        remove(self.checkpoints)
 
     def read_summary(self) -> dict[str, Any] | None:
         """The run's summary, None when the run never started."""
-        path = self.path / "summary.json"
-        return read_json(path) if path.exists() else None
+        return read_json(self.summary) if self.summary.exists() else None
 
     def read_config(self) -> dict[str, Any]:
         """The run's scientific config, nested."""
-        config: dict[str, Any] = read_json(self.path / "config.json")["config"]
+        config: dict[str, Any] = read_json(self.config)["config"]
         return config
 
     def read_provenance(self) -> list[dict[str, Any]]:
         """One entry for each time the run was started."""
-        starts: list[dict[str, Any]] = read_json(self.path / "provenance.json")["starts"]
+        starts: list[dict[str, Any]] = read_json(self.provenance)["starts"]
         return starts
 
 

@@ -15,9 +15,10 @@ from urllib.parse import quote
 
 from stability.errors import InputError
 from stability.tracking.console import counted
+from stability.tracking.files import without_nonfinite
 from stability.tracking.highlights import Highlights
 from stability.tracking.names import RECORD, tracked_name
-from stability.tracking.record import TERMINAL, Row, without_nonfinite
+from stability.tracking.record import TERMINAL, Row
 from stability.tracking.tracker import TrackedRun, TrackedSweep
 from stability.tracking.wandb_analysis import analysis_config, content_digest, log_analysis
 from stability.tracking.wandb_files import WANDB_FILES, put_aside, unsent_runs

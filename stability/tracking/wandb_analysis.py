@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stability.tracking.files import without_nonfinite
 from stability.tracking.names import RECORD
-from stability.tracking.record import RUNS, run_folders, without_nonfinite
+from stability.tracking.record import RUNS, run_folders
 from stability.tracking.tracker import TrackedSweep
 
 MANIFEST_KEYS = (

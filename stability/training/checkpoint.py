@@ -1,5 +1,10 @@
-"""A run's state on disk, with Orbax: whole or not there. Checkpoints belong to runs, never to packs."""
+"""A run's state on disk, with Orbax. Checkpoints belong to runs, never to packs.
 
+Whether one is whole and unchanged, `stability.tracking.standing` knows: it seals what is written here.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +20,18 @@ def _options() -> ocp.CheckpointManagerOptions:
     return ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True, cleanup_tmp_directories=True)
 
 
-def latest_step(folder: Path) -> int:
-    """The step of the newest whole checkpoint, 0 where there is none."""
-    if not folder.is_dir():
-        return 0
-    with ocp.CheckpointManager(folder.absolute(), options=_options()) as manager:
-        return int(manager.latest_step() or 0)
-
-
 class Checkpoints:
     """Saves one run's states in the background and gives the newest back."""
 
     def __init__(self, folder: Path) -> None:
-        self._manager = ocp.CheckpointManager(folder.absolute(), options=_options())
+        self._folder = folder.absolute()
+        with _storage_errors(self._folder):
+            self._manager = ocp.CheckpointManager(self._folder, options=_options())
 
     def save(self, step: int, state: TrainState) -> None:
         """Copy the state and write it in the background; the caller may donate it as soon as this returns."""
-        self._manager.save(step, args=ocp.args.StandardSave(_plain(state)), force=True)
+        with _storage_errors(self._folder):
+            self._manager.save(step, args=ocp.args.StandardSave(_plain(state)), force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, with the shapes, types and placement of `like` (abstract or real)."""
@@ -40,9 +40,10 @@ class Checkpoints:
         return TrainState(**{**restored, "optimizer": optimizer})
 
     def close(self) -> None:
-        """Wait until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait until everything is on disk; raises OSError where it could not be written."""
+        with _storage_errors(self._folder):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def _plain(state: TrainState) -> dict[str, Any]:
@@ -53,3 +54,19 @@ def _plain(state: TrainState) -> dict[str, Any]:
         "optimizer": jax.tree.leaves(state.optimizer),
         "alive": state.alive,
     }
+
+
+@contextmanager
+def _storage_errors(folder: Path) -> Iterator[None]:
+    """What goes wrong while a state is written is the storage's fault: Orbax and TensorStore say it in many ways.
+
+    Raises:
+        OSError: instead of any other error.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise OSError(f"cannot write a checkpoint into {folder}: {reason}") from error

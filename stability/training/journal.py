@@ -20,6 +20,9 @@ class Journal(Protocol):
     def progress(self, step: int) -> None:
         """So many steps are done."""
 
+    def saved(self, step: int) -> None:
+        """A checkpoint of the state before `step` is on the disk."""
+
     def ended(self, *, diverged_at: int | None) -> None:
         """The run is over: trained to its end, or non-finite at the given step."""
 

@@ -96,6 +96,8 @@ def train(
             raise Interrupted
     if pending is not None:
         _report(program, lanes, *pending, clock)
+    if training.keep_checkpoint and step > start:
+        _save(program, lanes, state, step)
     if any(lane.alive for lane in lanes):
         _evaluate(program, config, state, validation, lanes, step)
     for lane in lanes:
@@ -120,6 +122,7 @@ def _save(program: Program, lanes: Sequence[Lane], state: TrainState, step: int)
             checkpoints = lane.open_checkpoints()
             checkpoints.save(step, its_state)
             checkpoints.close()
+            lane.journal.saved(step)
 
 
 def _padded(tokens_CxBxT1: Int[np.ndarray, "C B T+1"]) -> Int[np.ndarray, "C B T+1"]:

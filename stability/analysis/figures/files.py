@@ -9,7 +9,7 @@ import vl_convert
 
 from stability.analysis.figures.style import POINTED_AT, Chart
 from stability.formats import FORMATS, Format
-from stability.tracking.record import write_whole
+from stability.tracking.files import write_whole
 
 
 def specification(chart: Chart) -> dict[str, Any]:

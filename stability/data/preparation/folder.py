@@ -16,7 +16,8 @@ from typing import Any
 from stability.data.manifest import MANIFEST, PREPARING, Counts, Manifest, Shard, read_manifest
 from stability.data.preparation.packing import PARTS, Packed
 from stability.errors import InputError
-from stability.tracking.record import SCHEMA_VERSION, flatten, read_json, write_json
+from stability.tracking.files import SCHEMA_VERSION, read_json, write_json
+from stability.tracking.record import flatten
 
 KEY = "output_dir"
 PLAN, LOCK = "plan.json", "lock"
