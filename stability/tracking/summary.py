@@ -1,47 +1,75 @@
 """A run's results, from its rows. Imports no JAX."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, TypeGuard
 
 from stability.tracking.record import Row, Status
 
+_LAST_OF = {
+    "loss_train": "loss/train",
+    "attention_logit_max_final": "attention_logit/max",
+    "log_z_final": "output_logit/log_z_mean",
+    "gradient_norm_final": "optimizer/gradient_norm",
+}
+"""Field of a summary -> the metric whose last finite value it is."""
 
-def summarise(rows: Sequence[Row], steps: int, diverged_at: int | None) -> dict[str, Any]:
-    """What a run came to: status, losses, extreme and final observations.
 
-    A run is diverged when its loss or parameters were non-finite at any step, or its final validation loss is above the
-    loss at initialisation (arXiv 2309.14322, Section 2.2).
+class Results:
+    """Takes a run's rows one by one, in order, and keeps what a summary needs: a long run's rows fill the memory.
 
     Args:
-        rows: all rows of the run, in order.
-        steps: how many steps it was to train.
-        diverged_at: the first step whose loss or updated parameters were not finite, None where there was none.
+        steps: how many steps the run is to train.
+        rows: those that it has already.
     """
-    initial = _at(rows, 0, "loss/validation")
-    final = None if diverged_at is not None else _at(rows, steps, "loss/validation")
-    worse = final is None or (initial is not None and final > initial)
-    status: Status = "diverged" if diverged_at is not None or worse else "finished"
-    observed = [value for row in rows if (value := row.get("attention_logit/max")) is not None and math.isfinite(value)]
-    return {
-        "status": status,
-        "steps": steps if diverged_at is None else diverged_at,
-        "first_bad_step": diverged_at,
-        "loss_initial": initial,
-        "loss_validation": final,
-        "loss_train": _last(rows, "loss/train"),
-        "attention_logit_max": max(observed, default=None),
-        "attention_logit_max_final": observed[-1] if observed else None,
-        "log_z_final": _last(rows, "output_logit/log_z_mean"),
-        "gradient_norm_final": _last(rows, "optimizer/gradient_norm"),
-    }
+
+    def __init__(self, steps: int, rows: Iterable[Row] = ()) -> None:
+        self._steps = steps
+        self._last: dict[str, float] = {}
+        self._validation: dict[float, float] = {}
+        self._attention_logit_max: float | None = None
+        for row in rows:
+            self.add(row)
+
+    def add(self, row: Row) -> None:
+        """Look at one more row."""
+        for metric in _LAST_OF.values():
+            if _is_finite(value := row.get(metric)):
+                self._last[metric] = value
+        if _is_finite(value := row.get("attention_logit/max")):
+            known = self._attention_logit_max
+            self._attention_logit_max = value if known is None else max(value, known)
+        value, step = row.get("loss/validation"), row["step"]
+        if value is not None and step is not None and step in (0, self._steps):
+            self._validation[step] = value
+
+    def summary(self, diverged_at: int | None) -> dict[str, Any]:
+        """What the run came to: status, losses, extreme and final observations.
+
+        A run is diverged when its loss or parameters were non-finite at any step, or its final validation loss is above
+        the loss at initialisation (arXiv 2309.14322, Section 2.2).
+
+        Args:
+            diverged_at: the first step whose loss or updated parameters were not finite, None where there was none.
+        """
+        initial = self._validation_at(0)
+        final = None if diverged_at is not None else self._validation_at(self._steps)
+        worse = final is None or (initial is not None and final > initial)
+        status: Status = "diverged" if diverged_at is not None or worse else "finished"
+        return {
+            "status": status,
+            "steps": self._steps if diverged_at is None else diverged_at,
+            "first_bad_step": diverged_at,
+            "loss_initial": initial,
+            "loss_validation": final,
+            "attention_logit_max": self._attention_logit_max,
+            **{field: self._last.get(metric) for field, metric in _LAST_OF.items()},
+        }
+
+    def _validation_at(self, step: int) -> float | None:
+        value = self._validation.get(step)
+        return value if _is_finite(value) else None
 
 
-def _at(rows: Sequence[Row], step: int, key: str) -> float | None:
-    found = [value for row in rows if row["step"] == step and (value := row.get(key)) is not None]
-    return found[-1] if found and math.isfinite(found[-1]) else None
-
-
-def _last(rows: Sequence[Row], key: str) -> float | None:
-    found = [value for row in rows if (value := row.get(key)) is not None and math.isfinite(value)]
-    return found[-1] if found else None
+def _is_finite(value: float | int | None) -> TypeGuard[float]:
+    return value is not None and math.isfinite(value)
