@@ -69,6 +69,17 @@ def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_killed_holders_left_can_be_cleared(tmp_path: Path) -> None:
+    with another_process(tmp_path, "killed") as process, another_process(tmp_path, "alive"), Locks(tmp_path) as ours:
+        process.kill()
+        process.wait()
+        assert ours.take("sweep")
+        for name in ours.left_behind():
+            assert name == "killed"
+            ours.release(name)
+        assert sorted(os.listdir(tmp_path / LOCKS)) == ["alive", "sweep"]
+
+
 def test_many_at_once_never_share_a_lock(tmp_path: Path) -> None:
     inside, most, entered = [0], [0], []
 

@@ -39,7 +39,7 @@ class SweepFolder:
             InputError: another version of this program wrote the record.
         """
         run = self.run(planned)
-        with suppress(DamagedError):
+        with suppress(DamagedError, FileNotFoundError):  # another command may be putting it aside
             status = (run.read_summary() or {}).get("status")
             return status in TERMINAL and damage_of_result(run, planned.fingerprint) is None
         return False
@@ -130,9 +130,11 @@ def open_folder(
 
 
 def _tidy(folder: SweepFolder, locks: Locks) -> None:
-    """Remove what killed commands left: files half-written, and checkpoints of runs that had just finished."""
-    for place in (folder.path, folder.path / FIGURES, folder.path / RUNS):
+    """Remove what killed commands left: files half-written, locks, and checkpoints of runs that had just finished."""
+    for place in (folder.path, folder.path / FIGURES, folder.path / RUNS, folder.path / LOCKS):
         remove_partial(place)
+    for name in locks.left_behind():
+        locks.release(name)
     for run in run_folders(folder.path):
         if run.checkpoints.is_dir() and locks.take(run.path.name):
             with suppress(DamagedError, KeyError, IndexError):

@@ -6,11 +6,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from stability.launching.folder import check_folder
+from stability.launching.folder import SweepFolder, check_folder
 from stability.launching.grid import Request
 from stability.launching.launch import planned
 from stability.launching.plan import PlannedRun
-from stability.tracking.record import MANIFEST, RUNS, TERMINAL, RunFolder
+from stability.tracking.record import MANIFEST
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,8 @@ class Study:
         """Fingerprint -> the run's summary, of those of its runs that have a result."""
         if not (self.folder / MANIFEST).is_file():
             return {}
-        found = {run: RunFolder(self.folder / RUNS / run.folder_name).read_summary() for run in self.runs}
-        return {run.fingerprint: one for run, one in found.items() if one and one.get("status") in TERMINAL}
+        folder = SweepFolder(self.folder, "")
+        return {run.fingerprint: folder.run(run).read_summary() or {} for run in self.runs if folder.is_finished(run)}
 
     @property
     def is_complete(self) -> bool:

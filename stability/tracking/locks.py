@@ -75,10 +75,12 @@ class Locks:
             return True
         path = self._folder / name
         while True:
-            self._folder.mkdir(parents=True, exist_ok=True)
             try:
+                self._folder.mkdir(parents=True, exist_ok=True)
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            except FileNotFoundError:  # the last holder of any lock has just removed the folder
+            except (FileNotFoundError, FileExistsError):  # the last holder of any lock has just removed the folder
+                if self._folder.exists() and not self._folder.is_dir():
+                    raise
                 continue
             try:
                 mine = self._lock(descriptor)
@@ -107,6 +109,12 @@ class Locks:
         os.close(descriptor)
         with contextlib.suppress(OSError):
             self._folder.rmdir()
+
+    def left_behind(self) -> Iterator[str]:
+        """Locks whose holders were killed, each of them ours while it is looked at."""
+        for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            if path.name not in self._held and self.take(path.name):
+                yield path.name
 
     @contextlib.contextmanager
     def hold(self, name: str) -> Iterator[None]:
@@ -149,11 +157,10 @@ class Locks:
         if holder is None or holder.host == platform.node():
             return False
         probe = self._folder / f".clock-{os.getpid()}{PARTIAL}"  # by the file server's clock, not ours
-        probe.touch()
-        try:
-            return probe.stat().st_mtime - os.fstat(descriptor).st_mtime < SILENT_S
-        finally:
-            probe.unlink(missing_ok=True)
+        with probe.open("w") as file:
+            now = os.fstat(file.fileno()).st_mtime
+        probe.unlink(missing_ok=True)
+        return now - os.fstat(descriptor).st_mtime < SILENT_S
 
     def _start_beating(self) -> None:
         if self._beats is None:

@@ -3,6 +3,9 @@
 Whether one is whole and unchanged, `stability.tracking.standing` knows: it seals what is written here.
 """
 
+import errno
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,14 +17,19 @@ import orbax.checkpoint as ocp
 from stability.training.step import TrainState
 
 KEPT = 2
+OVERHEAD_BYTES = 1 << 18
+"""What a checkpoint takes beside its arrays, names and sharding of each for instance; 160 KB were seen."""
 
 
 def _options() -> ocp.CheckpointManagerOptions:
-    return ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True, cleanup_tmp_directories=True)
+    # In the foreground: a checkpoint is waited for anyway, since it counts once it is sealed.
+    return ocp.CheckpointManagerOptions(
+        max_to_keep=KEPT, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
+    )
 
 
 class Checkpoints:
-    """Saves one run's states in the background and gives the newest back."""
+    """Saves one run's states and gives them back."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
@@ -29,7 +37,8 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(self._folder, options=_options())
 
     def save(self, step: int, state: TrainState) -> None:
-        """Copy the state and write it in the background; the caller may donate it as soon as this returns."""
+        """Write the state; raises OSError where it cannot be written."""
+        _check_room(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + OVERHEAD_BYTES)
         with _storage_errors(self._folder):
             self._manager.save(step, args=ocp.args.StandardSave(_plain(state)), force=True)
 
@@ -40,9 +49,8 @@ class Checkpoints:
         return TrainState(**{**restored, "optimizer": optimizer})
 
     def close(self) -> None:
-        """Wait until everything is on disk; raises OSError where it could not be written."""
+        """Let go of the folder."""
         with _storage_errors(self._folder):
-            self._manager.wait_until_finished()
             self._manager.close()
 
 
@@ -54,6 +62,16 @@ def _plain(state: TrainState) -> dict[str, Any]:
         "optimizer": jax.tree.leaves(state.optimizer),
         "alive": state.alive,
     }
+
+
+def _check_room(folder: Path, needed: int) -> None:
+    """Say that the disk is full before Orbax's threads find out one by one, each with a traceback.
+
+    Raises:
+        OSError: there is too little room.
+    """
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)} for a checkpoint of {needed:,} bytes", str(folder))
 
 
 @contextmanager
