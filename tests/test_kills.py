@@ -58,14 +58,20 @@ Make = Callable[..., Reference]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Make:
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder for all sweeps of this module, empty at first."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Make:
     """Run a command once, undisturbed, for all tests of this module."""
     made: dict[tuple[str, ...], Reference] = {}
 
     def make(*words: str, **environment: str) -> Reference:
         if words not in made:
             folder = tmp_path_factory.mktemp("undisturbed")
-            sweep = Sweep(folder, [*WORDS, *words], Path(os.environ["XDG_CACHE_HOME"]), environment)
+            sweep = Sweep(folder, [*WORDS, *words], cache, environment)
             start = sweep.start()
             assert start.code == 0, start.output
             made[words] = Reference(sweep, evidence(sweep.out))
@@ -77,18 +83,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Make:
 SEQUENTIAL = ("lanes=sequential", RATES)
 ONE_A_PHASE = [
     Strike(KILL, "start-up", delay=0.5, reexecuted=True),
-    Strike(TERM, "compile", said=TRAINS, delay=0.3, cold=True),
+    Strike(KILL, "compile", said=TRAINS, delay=0.3),
     Strike(INT, "step", PHASES["step"], count=8),
     Strike(KILL, "checkpoint write", PHASES["checkpoint write"], count=20),
-    Strike(KILL, "record write", r"rename \S+ {out}/runs/[^/]+/summary\.json", count=2),
+    Strike(TERM, "record write", r"rename \S+ {out}/runs/[^/]+/summary\.json", count=2),
     Strike(KILL, "analysis", r"rename \S+ {out}/summary\.json"),
 ]
 
 
-def test_a_kill_in_each_phase_loses_nothing(undisturbed: Make, tmp_path: Path) -> None:
-    whole = undisturbed(*SEQUENTIAL)
-    sweep = whole.again(tmp_path)
+def test_a_kill_in_each_phase_loses_nothing(undisturbed: Make, tmp_path: Path, cache: Path) -> None:
+    sweep = Sweep(tmp_path, [*WORDS, *SEQUENTIAL], cache)  # before anything else: no program is in the cache
     starts = disturbed(sweep, ONE_A_PHASE)
+    whole = undisturbed(*SEQUENTIAL)
     assert [start.struck for start in starts] == [True] * len(ONE_A_PHASE) + [False], [s.output for s in starts]
     assert problems(starts) == []
     assert differences(evidence(sweep.out), whole.evidence) == []
@@ -101,6 +107,7 @@ def starts_of(out: Path) -> dict[str, tuple[int, ...]]:
     return {name: state.starts for name, state in states(out).items()}
 
 
+@pytest.mark.slow
 def test_two_at_once_train_each_run_once(undisturbed: Make, tmp_path: Path) -> None:
     whole = undisturbed(*SEQUENTIAL)
     sweep = whole.again(tmp_path)
@@ -179,11 +186,10 @@ def test_a_campaign_of_kills_loses_nothing(undisturbed: Make, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_a_preempted_run_goes_on_with_other_devices(undisturbed: Make, tmp_path: Path) -> None:
+def test_a_preempted_run_goes_on_with_other_devices(tmp_path: Path, cache: Path) -> None:
     """On 8 devices, then 2, then 8 again; numbers agree to rounding, which another layout changes."""
     words = [word for word in WORDS if "batch_size" not in word]
     words += ["training.batch_size=8", "optimizer.learning_rate=0.01"]
-    cache = Path(os.environ["XDG_CACHE_HOME"])
 
     def on(devices: int) -> dict[str, str]:
         return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
