@@ -79,6 +79,8 @@ PHASES = {
     "analysis": r"{out}/(\.?summary\.json|\.?report\.html|analysis|locks$)",
 }
 """What a command does, in order -> the file operations that belong to it."""
+IN_TRAINING = ("step", "checkpoint write")
+"""Phases in which a program has been compiled."""
 
 
 @dataclass(frozen=True)
@@ -399,7 +401,8 @@ def _leaves(tree: Any) -> list[tuple[Any, Any]]:
 def digest(array: Any) -> str:
     """An array's type, shape and bytes."""
     value = np.asarray(array)
-    return f"{value.dtype}{value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}"
+    shape = ",".join(map(str, value.shape))
+    return f"{value.dtype}({shape}) {hashlib.sha256(value.tobytes()).hexdigest()}"
 
 
 def files(out: Path) -> list[str]:
@@ -408,26 +411,44 @@ def files(out: Path) -> list[str]:
     return sorted(name for name in names if not re.search(r"checkpoints/\d+/", name))
 
 
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What of the evidence differs, in words short enough to read."""
-    found = []
-    for key in sorted(ours.keys() | theirs.keys()):
-        one, other = ours.get(key), theirs.get(key)
-        if one != other:
-            found.append(f"{key}: {_first_difference(one, other)}")
-    return found
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], tolerance: float = 0.0) -> list[str]:
+    """What of the evidence differs, in words short enough to read.
+
+    Args:
+        ours, theirs: from `evidence`.
+        tolerance: by how much numbers may differ, relative to the larger; where they may, arrays are compared by their
+            types and shapes alone.
+    """
+    return [
+        f"{key}: {words}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if (words := _difference(ours.get(key), theirs.get(key), tolerance))
+    ]
 
 
-def _first_difference(one: Any, other: Any) -> str:
+def _difference(one: Any, other: Any, tolerance: float) -> str | None:
+    """The first one within two JSON values."""
     if isinstance(one, list) and isinstance(other, list):
-        for i, (a, b) in enumerate(zip(one, other, strict=False)):
-            if a != b:
-                return f"entry {i}: {_first_difference(a, b)}"
-        return f"{len(one)} entries, not {len(other)}: {(one + other)[min(len(one), len(other))]}"
-    if isinstance(one, dict) and isinstance(other, dict):
-        keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-        return f"{keys[0]}: {_first_difference(one.get(keys[0]), other.get(keys[0]))}"
-    return f"{one!r}, not {other!r}"
+        if len(one) != len(other):
+            return f"{len(one)} entries, not {len(other)}: {(one + other)[min(len(one), len(other))]}"
+        pairs = [(f"entry {i}", a, b) for i, (a, b) in enumerate(zip(one, other, strict=True))]
+    elif isinstance(one, dict) and isinstance(other, dict):
+        pairs = [(key, one.get(key), other.get(key)) for key in {**one, **other}]
+    else:
+        return None if _alike(one, other, tolerance) else f"{one!r}, not {other!r}"
+    found = ((name, _difference(a, b, tolerance)) for name, a, b in pairs)
+    return next((f"{name}: {words}" for name, words in found if words), None)
+
+
+def _alike(one: Any, other: Any, tolerance: float) -> bool:
+    if tolerance and isinstance(one, float) and isinstance(other, float):
+        return abs(one - other) <= tolerance * max(abs(one), abs(other), 1e-2)
+    if tolerance and isinstance(one, str) and isinstance(other, str) and _ARRAY.match(one):
+        return one.split(" ")[0] == other.split(" ")[0]
+    return bool(one == other)
+
+
+_ARRAY = re.compile(r"\w+\([\d,]*\) [0-9a-f]{64}$")
 
 
 # --- a campaign -------------------------------------------------------------------------------------------------------
@@ -471,7 +492,7 @@ class Figures:
     steps_executed: int = 0
     steps_resumed: int = 0
     restarts_resumed: int = 0
-    exit_seconds: list[float] = field(default_factory=list)
+    exit_seconds: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
     sweeps: Counter[str] = field(default_factory=Counter)
 
     def add(self, name: str, starts: Sequence[Start]) -> None:
@@ -485,7 +506,7 @@ class Figures:
             if start.strike is not None and start.struck:
                 self.kills[name, start.phase, start.strike.signal.name] += 1
                 if _stopped(start):
-                    self.exit_seconds.append(start.seconds)
+                    self.exit_seconds[start.phase in IN_TRAINING].append(start.seconds)
             elif start.strike is not None:
                 self.missed += 1
 
@@ -515,9 +536,14 @@ class Figures:
             "starts_that_resumed_a_run": self.restarts_resumed,
             "steps_executed": self.steps_executed,
             "steps_not_executed_again": self.steps_resumed,
-            "exit_after_signal_in_training": {
-                "count": len(self.exit_seconds),
-                "median_seconds": round(statistics.median(self.exit_seconds), 3) if self.exit_seconds else None,
-                "max_seconds": round(max(self.exit_seconds), 3) if self.exit_seconds else None,
-            },
+            "saved_and_ended_after_signal_while_steps_were_made": _spread(self.exit_seconds[True]),
+            "ended_after_signal_while_compiling_or_beginning": _spread(self.exit_seconds[False]),
         }
+
+
+def _spread(seconds: Sequence[float]) -> dict[str, float | int | None]:
+    return {
+        "count": len(seconds),
+        "median_seconds": round(statistics.median(seconds), 3) if seconds else None,
+        "max_seconds": round(max(seconds), 3) if seconds else None,
+    }

@@ -153,6 +153,8 @@ SWEEPS = {
     ),
     "report": ("lanes=sequential", RATES, "figures=[svg]", "report=true"),
 }  # fmt: skip
+TOLERANCE = {"sharded": 0.05}
+"""A run that is alone among the rest of a sharded sweep trains by the program of a solo run, which rounds otherwise."""
 OFTEN = ["sequential", "sharded", "sequential", "search", "sequential", "report"]
 """The sweeps in turn."""
 KILLS_A_SWEEP = 6
@@ -174,9 +176,11 @@ def test_a_campaign_of_kills_loses_nothing(undisturbed: Make, tmp_path: Path) ->
         planned = sorted(itertools.islice(plans[name], KILLS_A_SWEEP), key=lambda strike: strike.phase == "analysis")
         starts = disturbed(sweep, planned)
         figures.add(name, starts)
-        wrong = [*problems(starts), *differences(evidence(sweep.out), whole.evidence)]
+        tolerance = TOLERANCE.get(name, 0.0)
+        wrong = [*problems(starts), *differences(evidence(sweep.out), whole.evidence, tolerance)]
         found += [f"{sweep.folder}: {words}" for words in wrong]
-        print(f"{figures.total} kills, {sweep.folder.name}: {[start.phase for start in starts]} {wrong}", flush=True)
+        told = [(start.phase, start.code, round(start.seconds, 2)) for start in starts]
+        print(f"{figures.total} kills, {sweep.folder.name}: {told} {wrong}", flush=True)
     summary = {
         "seed": seed, **figures.summary(), "problems": found, "seconds": round(time.monotonic() - began),
     }  # fmt: skip
