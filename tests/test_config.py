@@ -81,6 +81,8 @@ def another(value: Any) -> Any:
     """Some value other than this one, of the same type where it has one."""
     if value is None:
         return 3
+    if isinstance(value, bool):
+        return not value
     if isinstance(value, tuple):
         return value[1:]
     return value + "x" if isinstance(value, str) else value + 1
@@ -88,7 +90,7 @@ def another(value: Any) -> Any:
 
 def allowed(hint: Any) -> st.SearchStrategy[Any]:
     """Values that a field's declaration allows, at most 1e30 or 2^31 - 1 where it sets no bound."""
-    if hint is str or hint is type(None):
+    if hint in (str, bool, type(None)):
         return st.from_type(hint)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from stability.tracking.files import read_json, write_json
 from stability.tracking.record import run_folders
 from tests.conftest import TINY, Command
 
@@ -38,13 +39,9 @@ def test_finished_runs_are_taken_over_and_the_rest_is_trained(command: Command) 
 def test_unfinished_runs_are_not_lent_and_give_way_to_results(command: Command) -> None:
     assert command(*TINY, RATES, "output_dir=lender").code == 0
     first, second = (run.path for run in run_folders(Path("lender")))
-    for path in (first / "summary.json",):
-        content = json.loads(path.read_text())
-        path.write_text(json.dumps({**content, "status": "running"}))
+    write_json(first / "summary.json", {**read_json(first / "summary.json"), "status": "running"}, checksum=True)
     (Path("borrower/runs") / second.name).mkdir(parents=True)
-    (Path("borrower") / "sweep.json").write_text(
-        json.dumps({**json.loads(Path("lender/sweep.json").read_text()), "sweep": "borrower"})
-    )
+    write_json(Path("borrower/sweep.json"), {**read_json(Path("lender/sweep.json")), "sweep": "borrower"})
     outcome = command(*TINY, RATES, "output_dir=borrower", "reuse_from=lender")
     assert outcome.code == 0, outcome.err
     assert "Took over 1 result " in outcome.out
