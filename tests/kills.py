@@ -328,7 +328,7 @@ def _codes(start: Start) -> set[int]:
     if start.strike.signal is signal.SIGKILL:
         return {-signal.SIGKILL}
     # Outside of training a signal ends the process as it ends any; one that comes with the end may come too late.
-    return {130, -start.strike.signal, 0}
+    return {130, -start.strike.signal, *([0] if start.phase not in ("start-up", "compile") else [])}
 
 
 def _stopped(start: Start) -> bool:
