@@ -3,11 +3,8 @@
 import os
 import platform
 import re
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,24 +78,6 @@ def with_transparent_huge_pages() -> None:
     }
     sys.stdout.flush()
     os.execve(sys.executable, sys.orig_argv, environment)
-
-
-@contextmanager
-def ended_by_ctrl_c() -> Iterator[None]:
-    """Have Ctrl-C end the process at once, without a word, while modules are imported.
-
-    As an exception it could be lost: some libraries catch everything while they find out what they run on.
-    """
-    if threading.current_thread() is not threading.main_thread() or (
-        signal.getsignal(signal.SIGINT) is not signal.default_int_handler  # ignored by `nohup`, or someone's own
-    ):
-        yield
-        return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_hydra(config_name: str, task: Callable[..., Any]) -> int:

@@ -10,26 +10,23 @@ if TYPE_CHECKING:
 
 def main() -> int:
     """The command line; returns the exit code: 0 done, 1 a run failed, 2 bad input, 130 stopped."""
-    from stability.command_line import ended_by_ctrl_c, with_transparent_huge_pages
+    from stability.command_line import with_transparent_huge_pages
 
     with_transparent_huge_pages()
-    with ended_by_ctrl_c():
-        from stability.launching.launch import launch
+    from stability.launching.launch import launch
 
     return with_request(launch)
 
 
 def with_request(task: "Callable[[Request], int]") -> int:
     """Compose what the command line (`sys.argv`) asks for and hand it to the task; the exit code is the task's."""
-    from stability.command_line import ended_by_ctrl_c, run_hydra
+    from hydra.core.config_store import ConfigStore
 
-    with ended_by_ctrl_c():
-        from hydra.core.config_store import ConfigStore
-
-        from stability.config import RunConfig, to_mapping
-        from stability.errors import InputError
-        from stability.launching.grid import Request
-        from stability.typed import from_mapping
+    from stability.command_line import run_hydra
+    from stability.config import RunConfig, to_mapping
+    from stability.errors import InputError
+    from stability.launching.grid import Request
+    from stability.typed import from_mapping
 
     ConfigStore.instance().store(
         name="run_defaults", node=to_mapping(from_mapping(RunConfig, {})), provider="stability"

@@ -190,7 +190,7 @@ def test_a_campaign_of_kills_loses_nothing(undisturbed: Make, tmp_path: Path) ->
 
 def told(start: Start) -> str:
     """A line of a campaign's log: what hit, where, and how it ended."""
-    name = start.strike.signal.name if start.strike else "undisturbed"
+    name = start.strike.signal.name if start.strike else "nothing"
     return f"{name} {start.phase} {start.code} {start.seconds:.1f} s"
 
 

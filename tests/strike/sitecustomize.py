@@ -81,6 +81,10 @@ class Hook:
 
 
 if "STRIKE" in os.environ:
+    import signal
     import sys
 
+    # A shell has what it starts in the background ignore Ctrl-C; what a test starts from there is to heed it.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.addaudithook(Hook(json.loads(os.environ["STRIKE"])))
