@@ -476,8 +476,8 @@ def random_strikes(random: Random, undisturbed: Sweep) -> Iterator[Strike]:
             elif phase == "compile":
                 yield Strike(number, phase, said=TRAINS, delay=random.uniform(0, COMPILING_S), cold=True)
             else:
-                # Of a sweep that goes on, only the rest is left: early operations are the likelier to come.
-                count = 1 + int(operations[phase] * random.random() ** 2)
+                # Of a sweep that goes on, only the rest is left: late operations may never come.
+                count = 1 + int(operations[phase] / 2 * random.random() ** 2)
                 delay = random.choice([0.0, random.uniform(0, 0.03)]) if phase != "step" else random.uniform(0, 0.05)
                 yield Strike(number, phase, PHASES[phase], count, delay=delay, reexecuted=often)
 

@@ -190,8 +190,9 @@ def test_a_campaign_of_kills_loses_nothing(undisturbed: Make, tmp_path: Path) ->
 
 def told(start: Start) -> str:
     """A line of a campaign's log: what hit, where, and how it ended."""
-    name = start.strike.signal.name if start.strike else "nothing"
-    return f"{name} {start.phase} {start.code} {start.seconds:.1f} s"
+    if start.strike is None or not start.struck:
+        return f"undisturbed {start.code}"
+    return f"{start.strike.signal.name} {start.phase} {start.code} {start.seconds:.1f} s"
 
 
 @pytest.mark.slow
