@@ -84,9 +84,10 @@ class RunJournal:
         """Tell the console."""
         self.desk.console.progress(self.run.fingerprint, self.run.title, step, self.run.config.training.steps)
 
-    def ended(self, *, diverged_at: int | None) -> None:
+    def ended(self, *, diverged_at: int | None, first_bad_observation: str | None = None) -> None:
         """Write the results, then remove the checkpoints: a run with results needs none."""
-        self._finish(summarise(self.rows, self.run.config.training.steps, diverged_at))
+        steps = self.run.config.training.steps
+        self._finish(summarise(self.rows, steps, diverged_at, first_bad_observation))
         self.folder.remove_checkpoints()
 
     def failed(self, error: str) -> None:

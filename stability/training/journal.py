@@ -20,8 +20,8 @@ class Journal(Protocol):
     def progress(self, step: int) -> None:
         """So many steps are done."""
 
-    def ended(self, *, diverged_at: int | None) -> None:
-        """The run is over: trained to its end, or non-finite at the given step."""
+    def ended(self, *, diverged_at: int | None, first_bad_observation: str | None = None) -> None:
+        """The run is over: trained to its end, or non-finite at a step, where a number of this name went bad first."""
 
 
 def training_row(
