@@ -69,6 +69,9 @@ def _line(run: RunFolder, summary: dict[str, Any], lock: Path) -> str:
     text = f"{run.path.name:<58} {status:<9}"
     if status in ("failed", "damaged"):
         return f"{text} {summary.get('error')}"
+    if status == "diverged" and summary.get("first_bad_step") is not None:
+        what = summary.get("first_bad_observation") or "a number"
+        return f"{text} {what} is not finite from step {summary['first_bad_step']} on"
     if status != "running":
         loss, logit = number(summary.get("loss_validation")), number(summary.get("attention_logit_max"))
         return f"{text} loss {loss:>7}  max logit {logit:>8}"

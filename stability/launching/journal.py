@@ -104,10 +104,11 @@ class RunJournal:
         """Seal the checkpoint: from now on the run goes on from it."""
         seal(self.folder, self.run.fingerprint, step)
 
-    def ended(self, *, diverged_at: int | None) -> None:
+    def ended(self, *, diverged_at: int | None, first_bad_observation: str | None = None) -> None:
         """Write the results, then remove the checkpoints, unless asked not to: a run with results needs none."""
-        self._finish(summarise(self.rows, self.run.config.training.steps, diverged_at))
-        if not self.run.config.training.keep_checkpoint:
+        training = self.run.config.training
+        self._finish(summarise(self.rows, training.steps, diverged_at, first_bad_observation))
+        if not training.keep_checkpoint:
             self.folder.remove_checkpoints()
 
     def failed(self, error: str) -> None:
