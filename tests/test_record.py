@@ -14,7 +14,7 @@ from stability.errors import InputError
 from stability.tracking import files
 from stability.tracking.files import read_json, without_nonfinite, write_json
 from stability.tracking.record import RunFolder, flatten, read_rows, run_folders
-from stability.tracking.summary import summarise
+from stability.tracking.summary import Results
 
 BROKEN = (math.nan, math.inf, -math.inf)
 
@@ -190,7 +190,7 @@ def test_a_run_diverged_when_a_validation_loss_is_no_number_or_the_last_above_th
     initial: Any, final: Any, status: str, bad_step: int | None
 ) -> None:
     """A loss that was not finite is None in a row that was read back."""
-    summary = summarise(losses(initial, final), 10, diverged_at=None)
+    summary = Results(10, losses(initial, final)).summary(diverged_at=None)
     assert summary["status"] == status
     assert summary["steps"] == 10
     assert summary["first_bad_step"] == bad_step
@@ -201,7 +201,7 @@ def test_a_run_diverged_when_a_validation_loss_is_no_number_or_the_last_above_th
 
 
 def test_a_run_that_met_a_number_that_is_not_finite_diverged_then_and_has_no_final_loss() -> None:
-    summary = summarise(losses(6.0, 2.0), 10, diverged_at=7, first_bad_observation="loss/train")
+    summary = Results(10, losses(6.0, 2.0)).summary(diverged_at=7, first_bad_observation="loss/train")
     assert summary["status"] == "diverged"
     assert (summary["steps"], summary["first_bad_step"], summary["loss_validation"]) == (7, 7, None)
     assert summary["first_bad_observation"] == "loss/train"
@@ -212,20 +212,20 @@ def test_a_validation_loss_that_went_bad_before_the_bad_step_went_bad_first(
     evaluated: int, expected: tuple[int, str]
 ) -> None:
     table = rows(step=[0, evaluated], loss__validation=[6.0, math.nan])
-    summary = summarise(table, 10, diverged_at=7, first_bad_observation="loss/train")
+    summary = Results(10, table).summary(diverged_at=7, first_bad_observation="loss/train")
     assert (summary["first_bad_step"], summary["first_bad_observation"]) == expected
     assert summary["steps"] == 7
 
 
 def test_a_loss_above_the_first_on_the_way_is_no_divergence() -> None:
     way = rows(step=[0, 5, 10], loss__validation=[6.0, 900.0, 3.0])
-    assert summarise(way, 10, diverged_at=None)["status"] == "finished"
+    assert Results(10, way).summary(diverged_at=None)["status"] == "finished"
 
 
 @given(st.lists(st.none() | st.floats(), max_size=8))
 def test_extreme_and_final_observations_are_of_the_finite_ones(observed: list[float | None]) -> None:
     table = rows(step=list(range(len(observed))), attention_logit__max=observed, optimizer__gradient_norm=observed)
-    summary = summarise(table, 10, diverged_at=None)
+    summary = Results(10, table).summary(diverged_at=None)
     finite = [value for value in observed if value is not None and math.isfinite(value)]
     assert summary["attention_logit_max"] == max(finite, default=None)
     assert summary["attention_logit_max_final"] == (finite[-1] if finite else None)
@@ -234,4 +234,4 @@ def test_extreme_and_final_observations_are_of_the_finite_ones(observed: list[fl
 
 
 def test_a_summary_needs_no_rows() -> None:
-    assert summarise([], 10, diverged_at=0)["status"] == "diverged"
+    assert Results(10, []).summary(diverged_at=0)["status"] == "diverged"

@@ -20,7 +20,7 @@ import reference
 from quick import QUICKLY, quiet_step
 
 from stability.config import ModelConfig, RunConfig, fingerprint, to_leaves
-from stability.tracking.summary import summarise
+from stability.tracking.summary import Results
 from stability.training import loop
 from stability.training.journal import training_row
 from stability.training.lanes import STEPS_PER_DISPATCH, Program, Programs
@@ -747,7 +747,7 @@ def test_a_variant_s_row_lacks_what_it_has_not_and_no_more(model: dict[str, Any]
 
 def test_a_run_without_attention_comes_to_a_result_without_attention_logits() -> None:
     rows = [{"step": 0, "loss/validation": 4.0}, variant_row(attention="none"), {"step": 20, "loss/validation": 3.0}]
-    result = summarise(rows, 20, None)
+    result = Results(20, rows).summary(None)
     assert result["status"] == "finished"
     assert result["attention_logit_max"] is None
     assert result["attention_logit_max_final"] is None

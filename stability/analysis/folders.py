@@ -366,11 +366,13 @@ def _about(manifests: Sequence[Manifest], made_with: Mapping[str, tuple[str, ...
         source=each_once(manifest.source for manifest in manifests),
         ladder=each_once(manifest.ladder for manifest in manifests),
         commands=tuple(dict.fromkeys(str(one.get("command")) for each in manifests for one in each.commands)),
-        made_with=made_with,
+        made_with={key: values for key, values in made_with.items() if key not in _MESH or len(values) > 1},
     )
 
 
-_SAME_OVER_RUNS = ("device", "backend", "lanes", "versions.jax", "versions.stability")
+_MESH = ("execution.mesh.data", "execution.mesh.fsdp")
+"""Devices inside a lane: one each in almost every sweep, and then nothing to tell."""
+_SAME_OVER_RUNS = ("device", "backend", "lanes", *_MESH, "versions.jax", "versions.stability")
 """What changes rounding at least: near the stability edge, that can change a result."""
 _TOLD_OF_A_START = (*_SAME_OVER_RUNS, "versions.python", "versions.flax", "versions.optax", "versions.numpy")
 

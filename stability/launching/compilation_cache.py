@@ -2,12 +2,19 @@
 
 import hashlib
 import platform
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from stability.cache import cache_folder
+from stability.config import RunConfig
+from stability.training.lanes import Program, Programs
 
 CPUINFO = Path("/proc/cpuinfo")
 
@@ -24,6 +31,43 @@ def keep_compiled_programs() -> None:
         settings.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / processor()))
         # All three programs of a structure, also the quick ones: together they are what a start waits for.
         settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+class KeptPrograms(Programs):
+    """Programs by way of the cache folder; a damaged entry there is removed, so that the next start mends it."""
+
+    def get(
+        self, config: RunConfig, lanes: int | None, validation_shape: tuple[int, ...], mesh: Mesh | None = None
+    ) -> Program:
+        """See `Programs.get`."""
+        with _without_damaged_entries():
+            return super().get(config, lanes, validation_shape, mesh)
+
+
+_DAMAGED = re.compile(r"Error (?:reading|writing) persistent compilation cache entry for '([\w.-]+)'")
+
+
+@contextmanager
+def _without_damaged_entries() -> Iterator[None]:
+    """Remove the entries that JAX warns of: cut off by a kill or a full disk.
+
+    JAX compiles anew then, but leaves such an entry as it is: every later start would warn and compile again.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if match := _DAMAGED.match(str(warning.message)):
+            _remove_entries(match[1])
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+def _remove_entries(module: str) -> None:
+    """Remove all entries of programs of this name, of which JAX does not tell the whole; it is only a cache."""
+    settings: Any = jax.config
+    for path in Path(settings.jax_compilation_cache_dir or "nowhere").glob(f"{module}-*"):
+        path.unlink(missing_ok=True)
 
 
 def processor() -> str:

@@ -1,6 +1,7 @@
 """One run's story on the host's side: its record on disk, the console's line, the tracker's run."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from stability.tracking.console import Console
 from stability.tracking.locks import Locks
 from stability.tracking.record import Row, RunFolder
 from stability.tracking.standing import seal
-from stability.tracking.summary import summarise
+from stability.tracking.summary import Results
 from stability.tracking.tracker import Background, TrackedRun
 
 
@@ -40,14 +41,19 @@ class RunJournal:
         run: which.
         step: where it goes on from; 0 is its beginning.
         rows: what it had measured before.
+        results: what its rows come to so far; the rows themselves are in its record.
     """
 
     desk: Desk
     run: PlannedRun
     step: int
-    rows: list[Row]
+    rows: Sequence[Row]
     is_over: bool = False
     began: float = field(default_factory=time.perf_counter)
+    results: Results = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.results = Results(self.run.config.training.steps, self.rows)
 
     @property
     def folder(self) -> RunFolder:
@@ -91,7 +97,7 @@ class RunJournal:
 
     def row(self, row: Row) -> None:
         """Record an observed or evaluated step."""
-        self.rows.append(row)
+        self.results.add(row)
         self.folder.append([row])
         self.desk.tracker.log(self.tracked_id, row)
         self.desk.console.row(self.run.fingerprint, row)
@@ -106,9 +112,8 @@ class RunJournal:
 
     def ended(self, *, diverged_at: int | None, first_bad_observation: str | None = None) -> None:
         """Write the results, then remove the checkpoints, unless asked not to: a run with results needs none."""
-        training = self.run.config.training
-        self._finish(summarise(self.rows, training.steps, diverged_at, first_bad_observation))
-        if not training.keep_checkpoint:
+        self._finish(self.results.summary(diverged_at, first_bad_observation))
+        if not self.run.config.training.keep_checkpoint:
             self.folder.remove_checkpoints()
 
     def failed(self, error: str) -> None:

@@ -15,7 +15,7 @@ from stability.data.shards import ShardedCorpus
 from stability.errors import InputError
 from stability.launching.calibration import calibrate, known_calibration
 from stability.launching.campaign import EXIT_FAILED, EXIT_INTERRUPTED, Campaign, train_rounds, unfinished_runs
-from stability.launching.compilation_cache import keep_compiled_programs
+from stability.launching.compilation_cache import KeptPrograms, keep_compiled_programs
 from stability.launching.describe import describe
 from stability.launching.devices import check_mesh, choose_layout, show_every_core
 from stability.launching.folder import SweepFolder, check_folder, open_folder
@@ -29,7 +29,6 @@ from stability.launching.work import refuse_what_does_not_fit, text_of
 from stability.tracking.locks import Locks
 from stability.tracking.tracker import Background
 from stability.tracking.trackers import TrackerSettings, find_tracker
-from stability.training.lanes import Programs
 
 RESULTS = "results"
 
@@ -96,7 +95,7 @@ def _launch(request: Request) -> int:
         print(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
     keep_compiled_programs()
-    programs = Programs()
+    programs = KeptPrograms()
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
     with Locks(path) as locks:
         folder = open_folder(path, locks, sweep, request.definition, search.first(), request.ladder, request.command)

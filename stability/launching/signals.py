@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -23,7 +23,8 @@ def stop_flag(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
         asked.append(number)
         if number == signal.SIGHUP:
             _write_nowhere()
-        say("Stopping after this step, and saving. Once more to stop at once.")
+        with suppress(RuntimeError):  # the signal came in the midst of printing, into which nothing can be printed
+            say("Stopping after this step, and saving. Once more to stop at once.")
 
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heeded}
