@@ -11,6 +11,7 @@ from stability.command_line import report
 from stability.errors import InputError
 from stability.tracking.console import duration, number
 from stability.tracking.record import MANIFEST, RunFolder, read_json, read_rows, run_folders
+from stability.untrusted.printable import tell
 
 STALE_AFTER_S = 300.0
 """A run without a new row for so long is probably not running any more."""
@@ -39,18 +40,18 @@ def _status(folder: Path) -> int:
     counts = Counter(str(summary.get("status")) for summary in summaries.values())
     missing = set(manifest["runs"]) - {summary.get("fingerprint") for summary in summaries.values()}
     for run, summary in summaries.items():
-        print(_line(run, summary))
+        tell(_line(run, summary))
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
     if missing:
         parts.append(f"{len(missing)} not started")
     search = manifest.get("search", {"finished": True})
     if not search["finished"]:
         parts.append(f"search in round {search['round']}")
-    print(f"{manifest['sweep']}: {', '.join(parts) or 'nothing planned'}")
+    tell(f"{manifest['sweep']}: {', '.join(parts) or 'nothing planned'}")
     complete = search["finished"] and not missing and not counts.keys() - {"finished", "diverged"}
     if not complete:
         commands = dict.fromkeys(entry["command"] for entry in manifest["commands"])
-        print("To go on:" + "".join(f"\n  {command}" for command in commands))
+        tell("To go on:" + "".join(f"\n  {command}" for command in commands))
     return 0 if complete else 1
 
 

@@ -21,6 +21,7 @@ from stability.errors import InputError
 from stability.tracking.names import RECORD, record_name
 from stability.tracking.record import RUNS, SCHEMA_VERSION, TERMINAL, Row, RunFolder, write_json
 from stability.tracking.wandb_key import has_key
+from stability.untrusted.names import folder_name
 
 PREFIX = "wandb:"
 RUNS_A_REQUEST = 100
@@ -149,9 +150,11 @@ def write_records(group: WandbGroup, folder: Path, *, history: bool) -> SweepRec
         history: write the metrics too, which asks W&B for every run's history.
 
     Raises:
-        InputError: W&B cannot be reached any more.
+        InputError: W&B cannot be reached any more, or has a run whose id is no name for a folder.
     """
     for run, record in group.runs:
+        if folder_name(run.id) != run.id:
+            raise InputError("source", group.path, f"holds a run with the id {run.id!r}", "Delete that run.")
         target = RunFolder(folder / RUNS / run.id)
         target.path.mkdir(parents=True)
         header = {"schema_version": SCHEMA_VERSION, "fingerprint": record["fingerprint"]}
@@ -213,7 +216,7 @@ def _record(run: Any, source: str) -> Mapping[str, Any]:
     """What `stability` wrote into a run's config."""
     try:
         record = json.loads(run.config[RECORD])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         record = None
     if not isinstance(record, Mapping) or not ("fingerprint" in record or "sweep" in record):
         raise InputError(

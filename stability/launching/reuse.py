@@ -54,9 +54,16 @@ def _sweeps(path: Path) -> Iterator[Path]:
 def _result(run: PlannedRun, lenders: Sequence[Path]) -> Path | None:
     for lender in lenders:
         source = RunFolder(lender / RUNS / run.folder_name)
+        if source.path.is_symlink():
+            continue
         if (source.read_summary() or {}).get("status") in TERMINAL:
             return source.path
     return None
+
+
+def _links(folder: str, names: list[str]) -> list[str]:
+    """The links of a folder: what they lead to is no part of a record, and may be anything of the user's."""
+    return [name for name in names if Path(folder, name).is_symlink()]
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -64,7 +71,7 @@ def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent.parent, prefix=".reuse-"))
     try:
-        record = Path(shutil.copytree(source, aside / source.name))
+        record = Path(shutil.copytree(source, aside / source.name, ignore=_links))
         provenance = read_json(record / "provenance.json")
         write_json(record / "provenance.json", {**provenance, "copied_from": source.as_posix()})
         shutil.rmtree(target, ignore_errors=True)

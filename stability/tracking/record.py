@@ -32,17 +32,22 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from stability.errors import InputError
+from stability.untrusted.secrets import without_secrets
 
 SCHEMA_VERSION = 1
 
 MANIFEST = "sweep.json"
 RUNS = "runs"
+CHECKPOINTS = "checkpoints"
 
 Status = Literal["finished", "diverged", "failed", "running"]
 TERMINAL: frozenset[str] = frozenset({"finished", "diverged"})
 """A run with one of these statuses is a result and is never trained again."""
 
 Row = dict[str, float | int | None]
+
+DEEPEST = 50
+"""Objects and arrays within each other in a JSON file of ours; what reads one may go through it by recursion."""
 
 
 def without_nonfinite(value: Any) -> Any:
@@ -57,9 +62,11 @@ def without_nonfinite(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace `path` by `content` in one step, as `write_whole` does."""
-    text = json.dumps(without_nonfinite(content), indent=1, allow_nan=False, ensure_ascii=False)
-    write_whole(path, f"{text}\n".encode())
+    """Replace `path` by `content`, secrets in it hidden, in one step, as `write_whole` does."""
+    plain = without_secrets(without_nonfinite(content))
+    text = json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False)
+    # What was no UTF-8 on a command line is half of a surrogate pair, which JSON can write as an escape.
+    write_whole(path, f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -88,9 +95,13 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: the file is not a JSON object, or another version of this program wrote it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError("file", path, f"is not valid JSON ({error})", "Restore it, or delete its folder.") from error
+    if text.count("{") + text.count("[") > DEEPEST and _depth(content) > DEEPEST:
+        problem = f"nests more than {DEEPEST} objects and arrays within each other"
+        raise InputError("file", path, problem, "Restore it, or delete its folder.")
     if not isinstance(content, dict):
         raise InputError("file", path, "holds no JSON object", "Restore it, or delete its folder.")
     if content.get("schema_version") != SCHEMA_VERSION:
@@ -101,6 +112,15 @@ def read_json(path: Path) -> dict[str, Any]:
             "Use the version of `stability` that wrote it.",
         )
     return content
+
+
+def _depth(content: Any) -> int:
+    """How many objects and arrays of a JSON value stand within each other."""
+    depth, level = 0, [content]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        level = [child for one in level for child in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -123,7 +143,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Where Orbax keeps the unfinished run's state."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def metrics(self) -> Path:
@@ -223,7 +243,7 @@ class Metrics(AbstractContextManager["Metrics"]):
         start, end = self._range(first_step, last_step)
         try:
             return [json.loads(line) for line in self._read(start, end).split(b"\n")[:-1]]
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._damaged("a line that is no JSON") from None
 
     def values(self, metric: str, first_step: int = 0, last_step: int | None = None) -> Iterator[float | None]:
@@ -350,7 +370,7 @@ class Metrics(AbstractContextManager["Metrics"]):
             return int(match[1])
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise self._damaged("a line without a step") from None
 
     def _values(self, block: bytes, metric: str) -> list[float | None]:
