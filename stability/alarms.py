@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 
 from stability.command_line import key_values, report
 from stability.errors import InputError
+from stability.untrusted.printable import tell
 
 EPILOG = """\
 keys
@@ -91,7 +92,7 @@ def _evaluate(settings: AlarmSettings) -> int:
         print(table(part["alarms"]))
     if output:
         write_json(output, found)
-        print(f"Rates: {output}")
+        tell(f"Rates: {output}")
     return 0
 
 

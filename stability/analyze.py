@@ -12,6 +12,8 @@ from pydantic import ConfigDict, Field
 from stability.command_line import key_values, report
 from stability.errors import InputError
 from stability.formats import FORMATS, Format
+from stability.untrusted.names import folder_name
+from stability.untrusted.printable import tell
 
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 EPILOG = """\
@@ -103,7 +105,7 @@ def _name(source: str | Path) -> str:
     """What a source is called in the name of an output folder."""
     from stability.analysis.wandb_source import parse_address
 
-    return source.stem if isinstance(source, Path) else parse_address(source).group.replace("/", "-")
+    return folder_name(source.stem if isinstance(source, Path) else parse_address(source).group)
 
 
 def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
@@ -136,12 +138,12 @@ def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
         report=settings.report,
         early_warning=settings.early_warning,
     )
-    print(format_table(summary))
+    tell(format_table(summary))
     if summary["claims"]:
-        print("\n" + format_claims(summary))
+        tell("\n" + format_claims(summary))
     if summary["quantity_forecasts"]:
-        print("\n" + format_forecasts(summary))
-    print(f"\nResults: {output}   ({'report.html, ' if settings.report else ''}summary.json, analysis/)")
+        tell("\n" + format_forecasts(summary))
+    tell(f"\nResults: {output}   ({'report.html, ' if settings.report else ''}summary.json, analysis/)")
     return 0
 
 

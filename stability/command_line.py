@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stability.errors import InputError
+from stability.untrusted.printable import shown, tell
+from stability.untrusted.secrets import redacted
 
 EXIT_BAD_INPUT = 2
 TRACEBACK = "STABILITY_TRACEBACK"
@@ -48,11 +50,10 @@ def key_values(words: Sequence[str], first: str) -> dict[str, str]:
 
 
 def typed_command() -> str:
-    """The command as the user may type it again."""
+    """The command as the user may type it again; keys and tokens in it are hidden, for it is written into records."""
     import shlex
 
-    arguments = sys.orig_argv[1:]
-    return shlex.join(["python", *arguments])
+    return shlex.join(["python", *map(redacted, sys.orig_argv[1:])])
 
 
 def with_transparent_huge_pages() -> None:
@@ -92,6 +93,8 @@ def run_hydra(config_name: str, task: Callable[..., Any]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from stability.config_guard import only_values
+
     codes: list[int] = []
 
     def keeping_code(*arguments: Any) -> Any:
@@ -101,7 +104,8 @@ def run_hydra(config_name: str, task: Callable[..., Any]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     main = hydra.main(version_base="1.3", config_path=str(config_folders().conf), config_name=config_name)(keeping_code)
     try:
-        main()
+        with only_values():
+            main()
     except InputError as error:
         return report(error)
     except (HydraException, OmegaConfBaseException) as error:
@@ -119,8 +123,8 @@ def report(error: Exception) -> int:
     if os.environ.get(TRACEBACK):
         import traceback
 
-        traceback.print_exception(error)
-    print(f"error: {_paragraph(error)}", file=sys.stderr)
+        tell("".join(traceback.format_exception(error)), sys.stderr)
+    print(shown(f"error: {_paragraph(error)}", lines=False), file=sys.stderr)
     return EXIT_BAD_INPUT
 
 

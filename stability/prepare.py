@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from stability.command_line import report, typed_command
 from stability.errors import InputError
+from stability.untrusted.printable import tell
 
 if TYPE_CHECKING:
     from stability.data.preparation.preparing import Outcome
@@ -68,14 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return report(error)
     except KeyboardInterrupt:
-        print(f"\nStopped; to go on, the same command again:\n  {typed_command()}", file=sys.stderr)
+        tell(f"\nStopped; to go on, the same command again:\n  {typed_command()}", sys.stderr)
         return EXIT_INTERRUPTED
     except (BrokenProcessPool, OSError) as error:
         died = "a worker died, for lack of memory perhaps: try fewer workers="
         problem = died if isinstance(error, BrokenProcessPool) else str(error)
-        print(
-            f"error: {problem}. What is done is kept; the same command goes on:\n  {typed_command()}", file=sys.stderr
-        )
+        kept = "What is done is kept; the same command goes on:"
+        tell(f"error: {problem}. {kept}\n  {typed_command()}", sys.stderr)
         return EXIT_FAILED
 
 
@@ -93,7 +93,7 @@ def _check(given: dict[str, str]) -> int:
         other = next(key for key in given if key != CHECK)
         raise InputError(other, given[other], f"goes with no {CHECK}=", f"Give {CHECK}=FOLDER alone.")
     manifest = check(Path(given[CHECK]).expanduser(), CHECK)
-    print(f"{given[CHECK]}: {manifest.counts.tokens:,} tokens as the manifest says, corpus {manifest.corpus[:16]}")
+    tell(f"{given[CHECK]}: {manifest.counts.tokens:,} tokens as the manifest says, corpus {manifest.corpus[:16]}")
     return 0
 
 
@@ -114,7 +114,7 @@ def _prepare(settings: "PreparationSettings") -> int:
     began = time.perf_counter()
     outcome = prepare(settings)
     if outcome is not None:
-        print(_summary(outcome, time.perf_counter() - began, settings))
+        tell(_summary(outcome, time.perf_counter() - began, settings))
     return 0
 
 

@@ -14,6 +14,7 @@ from pydantic import ConfigDict
 from stability.command_line import config_folders, key_values, report, with_transparent_huge_pages
 from stability.errors import InputError
 from stability.tracking.console import Progress, counted, duration
+from stability.untrusted.printable import tell
 
 if TYPE_CHECKING:
     from stability.launching.grid import Request
@@ -128,12 +129,12 @@ def _replicate(settings: ReplicationSettings) -> int:
         study.check()
     if settings.dry_run:
         for study in studies:
-            print(f"{study.name:<24} {len(study.results()):>5} of {counted(len(study.runs), 'run')}")
+            tell(f"{study.name:<24} {len(study.results()):>5} of {counted(len(study.runs), 'run')}")
         print(_so_far(progress_of(studies)))
         return 0
     card = _Card(settings, studies)
     failed = False
-    with stop_flag(print) as stop:
+    with stop_flag(tell) as stop:
         for study in studies:
             if study not in to_train and study.results():
                 card.add(study)
@@ -141,7 +142,7 @@ def _replicate(settings: ReplicationSettings) -> int:
         for number, study in enumerate(to_train, 1):
             if stop():
                 return EXIT_STOPPED
-            print(f"\n[{number}/{len(to_train)}] {study.name}. All sweeps: {_so_far(progress_of(studies))}")
+            tell(f"\n[{number}/{len(to_train)}] {study.name}. All sweeps: {_so_far(progress_of(studies))}")
             code = launch(_borrowing(study.request, settings.folder))
             failed = failed or code == EXIT_FAILED
             if study.results():
@@ -149,7 +150,7 @@ def _replicate(settings: ReplicationSettings) -> int:
             card.write()
             if code == EXIT_STOPPED:
                 return code
-    print(f"\n{_so_far(progress_of(studies))}\nCard: {settings.page}, {settings.page.with_suffix('.json')}")
+    tell(f"\n{_so_far(progress_of(studies))}\nCard: {settings.page}, {settings.page.with_suffix('.json')}")
     return EXIT_FAILED if failed else 0
 
 

@@ -13,6 +13,7 @@ from stability.tracking.files import DamagedError, read_json
 from stability.tracking.locks import LOCKS, is_held, read_holder
 from stability.tracking.record import MANIFEST, TERMINAL, RunFolder, read_rows, run_folders
 from stability.tracking.standing import damage_of_result
+from stability.untrusted.printable import tell
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,18 +39,18 @@ def _status(folder: Path) -> int:
     counts = Counter(str(summary.get("status")) for summary in summaries.values())
     missing = set(manifest["runs"]) - {summary.get("fingerprint") for summary in summaries.values()}
     for run, summary in summaries.items():
-        print(_line(run, summary, folder / LOCKS / run.path.name))
+        tell(_line(run, summary, folder / LOCKS / run.path.name))
     parts = [f"{count} {status}" for status, count in sorted(counts.items())]
     if missing:
         parts.append(f"{len(missing)} not started")
     search = manifest.get("search", {"finished": True})
     if not search["finished"]:
         parts.append(f"search in round {search['round']}")
-    print(f"{manifest['sweep']}: {', '.join(parts) or 'nothing planned'}")
+    tell(f"{manifest['sweep']}: {', '.join(parts) or 'nothing planned'}")
     complete = search["finished"] and not missing and not counts.keys() - {"finished", "diverged"}
     if not complete:
         commands = dict.fromkeys(entry["command"] for entry in manifest["commands"])
-        print("To go on:" + "".join(f"\n  {command}" for command in commands))
+        tell("To go on:" + "".join(f"\n  {command}" for command in commands))
     return 0 if complete else 1
 
 

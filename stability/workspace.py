@@ -9,6 +9,7 @@ from pydantic import ConfigDict
 
 from stability.command_line import key_values, report
 from stability.errors import InputError
+from stability.untrusted.printable import tell
 
 EPILOG = """\
 keys
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("settings", nargs="+", metavar="KEY=VALUE")
     try:
-        print(_save(_settings(key_values(parser.parse_args(arguments).settings, first="project"))))
+        tell(_save(_settings(key_values(parser.parse_args(arguments).settings, first="project"))))
     except InputError as error:
         return report(error)
     return 0

@@ -20,7 +20,7 @@ from stability.config import RunConfig, to_leaves
 from stability.data.batches import Batches
 from stability.launching import campaign, launch, work
 from stability.status import main as status
-from stability.tracking.record import read_json
+from stability.tracking.files import read_json
 from stability.training import lanes
 from stability.training.diagnosis import (
     TENSORS_OF_A_BLOCK,

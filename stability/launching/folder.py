@@ -17,8 +17,21 @@ from stability.launching.plan import PlannedRun
 from stability.launching.settings import Ladder, Sweep
 from stability.tracking.files import SCHEMA_VERSION, DamagedError, read_json, remove_partial, write_json
 from stability.tracking.locks import LOCKS, SWEEP, Locks
-from stability.tracking.record import DAMAGED, FIGURES, MANIFEST, RUNS, TERMINAL, Row, RunFolder, flatten, run_folders
+from stability.tracking.record import (
+    CHECKPOINTS,
+    DAMAGED,
+    FIGURES,
+    MANIFEST,
+    RUNS,
+    TERMINAL,
+    Row,
+    RunFolder,
+    flatten,
+    run_folders,
+)
 from stability.tracking.standing import damage_of_result, settle, standing
+from stability.tracking.wandb_files import WANDB_FILES
+from stability.untrusted.names import refuse_links_out
 
 
 @dataclass(frozen=True)
@@ -77,9 +90,11 @@ def check_folder(path: Path, sweep: str, runs: Sequence[PlannedRun], scales: Sca
     new runs share with the old ones makes it another sweep.
 
     Raises:
-        InputError: the folder holds another sweep or other files, its corpus has changed, or it cannot be written.
+        InputError: the folder holds another sweep or other files, or a link that leads out of it, its corpus has
+            changed, or it cannot be written.
     """
     _check_writable(path)
+    refuse_links_out(path, path / WANDB_FILES, *(path / RUNS / run.folder_name / CHECKPOINTS for run in runs))
     manifest_path = path / MANIFEST
     if not manifest_path.exists():
         if path.is_dir() and any(entry.name != LOCKS for entry in path.iterdir()):

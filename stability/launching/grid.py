@@ -7,6 +7,7 @@ set in its mapping before it is read into a typed config.
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,6 +19,8 @@ from stability.launching.settings import Execution, Ladder, Selection, Sweep
 from stability.typed import dotted_fields, from_mapping, unknown_key
 
 Axes = dict[str, list[Any]]
+MOST_RUNS = 100_000
+"""Of one grid. Planning them takes a minute; a slip of the pen asks for a million million."""
 RUN_KEYS = tuple(f.name for f in fields(RunConfig))
 EXECUTION_KEYS = tuple(f.name for f in fields(Execution))
 LIST_KEYS = tuple(f.name for f in fields(Execution) if isinstance(f.default, tuple))
@@ -86,11 +89,13 @@ def build_request(
     _refuse_unknown(base)
     execution = from_mapping(Execution, _part(base, EXECUTION_KEYS))
     selection = from_mapping(Selection, _part(base, SELECTION_KEYS))
+    _refuse_code(execution.tracking.name, command)
     configs: dict[RunConfig, None] = {}
     listed: set[RunConfig] = set()
     composed: dict[str, Mapping[str, Any]] = {"{}": base}
     for grid in _grids(selection.sweep, command, _searched_by(base)):
         _refuse_sweeping(grid.axes)
+        _refuse_too_many(grid.axes)
         for point in _product(grid.axes):
             chosen = {key: value for key, value in point.items() if key in groups}
             if repr(chosen) not in composed:
@@ -178,6 +183,21 @@ def _refuse_unknown(mapping: Mapping[str, Any]) -> None:
     for key, value in mapping.items():
         if key not in (*RUN_KEYS, *EXECUTION_KEYS, *SELECTION_KEYS):
             raise unknown_key(RunConfig, key, value, also=(*EXECUTION_KEYS, *SELECTION_KEYS))
+
+
+def _refuse_code(tracker: str, command: CommandLine) -> None:
+    """A tracker of one's own is code, so whoever runs the command has to ask for it: no sweep file may."""
+    if ":" in tracker and not command.fixed & {"tracking", "tracking.name"}:
+        problem = "is a class to import, and a config file asks for it, not the command"
+        raise InputError("tracking.name", tracker, problem, f"If you trust it, add tracking.name={tracker}.")
+
+
+def _refuse_too_many(axes: Axes) -> None:
+    count = math.prod(len(values) for values in axes.values())
+    if count > MOST_RUNS:
+        sizes = " x ".join(f"{len(values)} {key}" for key, values in axes.items())
+        problem = f"asks for {count:,} runs ({sizes}), and {MOST_RUNS:,} are the most"
+        raise InputError("sweep.grids", ", ".join(axes), problem, "Leave values out, or make several sweeps.")
 
 
 def _refuse_sweeping(axes: Axes) -> None:

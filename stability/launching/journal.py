@@ -14,6 +14,7 @@ from stability.tracking.record import Row, RunFolder
 from stability.tracking.standing import seal
 from stability.tracking.summary import Results
 from stability.tracking.tracker import Background, TrackedRun
+from stability.untrusted.secrets import redacted
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class RunJournal:
 
     def failed(self, error: str) -> None:
         """A bug, not a result: keep the traceback and go on with the other runs."""
+        error = redacted(error)
         (self.folder.path / "error.txt").write_text(error, encoding="utf-8")
         self._finish({"status": "failed", "steps": None, "error": error.strip().rsplit("\n", 1)[-1]})
 

@@ -29,6 +29,8 @@ from stability.launching.work import refuse_what_does_not_fit, text_of
 from stability.tracking.locks import Locks
 from stability.tracking.tracker import Background
 from stability.tracking.trackers import TrackerSettings, find_tracker
+from stability.untrusted.names import refuse_way_out
+from stability.untrusted.printable import tell
 
 RESULTS = "results"
 
@@ -49,10 +51,10 @@ def launch(request: Request) -> int:
     except BrokenPipeError:  # nobody reads what is printed
         raise
     except OSError as error:
-        print(
+        tell(
             f"Stopped: the storage failed ({error}). What was recorded before is kept. Mend it, and the same command "
             f"goes on:\n  {request.command}",
-            file=sys.stderr,
+            sys.stderr,
         )
         return EXIT_FAILED
 
@@ -89,17 +91,17 @@ def _launch(request: Request) -> int:
     check_mesh([pack.config for pack in packs], layout)
     budget = find_budget(request.execution.memory_limit)
     if request.execution.dry_run:
-        print(describe(runs, unfinished, layout, budget, calibration))
+        tell(describe(runs, unfinished, layout, budget, calibration))
         if search.active:
-            print(search.plan())
-        print(f"Dry run: nothing was trained or written. The results would be in {path}")
+            tell(search.plan())
+        tell(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
     keep_compiled_programs()
     programs = KeptPrograms()
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
-    with Locks(path) as locks:
+    with Locks(path, tell) as locks:
         folder = open_folder(path, locks, sweep, request.definition, search.first(), request.ladder, request.command)
-        with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), print) as tracker:
+        with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
             campaign = Campaign(request, sweep, folder, parts, tracker, lender, programs, layout, budget, locks)
             code = train_rounds(campaign, search)
             if code == EXIT_INTERRUPTED:
@@ -107,7 +109,7 @@ def _launch(request: Request) -> int:
             tracker.settle()
             _analyse(request, folder, tracker)
     for line in tracker.closing_words():
-        print(line)
+        tell(line)
     return code
 
 
@@ -116,12 +118,12 @@ def _analyse(request: Request, folder: SweepFolder, tracker: Background) -> None
     execution, path = request.execution, folder.path
     summary = analyze(path, path, figure_formats=execution.figures, report=execution.report)
     tracker.analysed(tracked_sweep(folder, summary))
-    print("\n" + format_table(summary))
+    tell("\n" + format_table(summary))
     if summary["claims"]:
-        print("\n" + format_claims(summary))
+        tell("\n" + format_claims(summary))
     if summary["quantity_forecasts"]:
-        print("\n" + format_forecasts(summary))
-    print(f"\nResults: {path}   ({'report.html, ' if execution.report else ''}summary.json, analysis/, runs/)")
+        tell("\n" + format_forecasts(summary))
+    tell(f"\nResults: {path}   ({'report.html, ' if execution.report else ''}summary.json, analysis/, runs/)")
 
 
 def planned(request: Request) -> tuple[PlannedRun, ...]:
@@ -137,6 +139,8 @@ def planned(request: Request) -> tuple[PlannedRun, ...]:
 def _name_and_folder(request: Request, runs: Sequence[PlannedRun]) -> tuple[str, Path]:
     """A sweep is named by its file; a command without one by its folder, or by its first run."""
     given = request.execution.output_dir
+    if request.sweep:
+        refuse_way_out("sweep", request.sweep)
     if given is None:
         name = request.sweep or f"run_{runs[0].fingerprint[:8]}"
         return name, Path(RESULTS) / name

@@ -49,6 +49,7 @@ MANIFEST = "sweep.json"
 RUNS = "runs"
 DAMAGED = "damaged"
 FIGURES = "analysis"
+CHECKPOINTS = "checkpoints"
 
 Status = Literal["finished", "diverged", "failed", "running"]
 TERMINAL: frozenset[str] = frozenset({"finished", "diverged"})
@@ -77,7 +78,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Where Orbax keeps the unfinished run's state."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def summary(self) -> Path:
@@ -181,7 +182,7 @@ class Metrics(AbstractContextManager["Metrics"]):
         start, end = self._range(first_step, last_step)
         try:
             return [json.loads(line) for line in self._read(start, end).split(b"\n")[:-1]]
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._damaged("a line that is no JSON") from None
 
     def values(self, metric: str, first_step: int = 0, last_step: int | None = None) -> Iterator[float | None]:
@@ -308,7 +309,7 @@ class Metrics(AbstractContextManager["Metrics"]):
             return int(match[1])
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise self._damaged("a line without a step") from None
 
     def _values(self, block: bytes, metric: str) -> list[float | None]:
