@@ -46,7 +46,13 @@ def read_definitions(path: str | Path, key: str = "claims") -> Definitions:
     for name, part in parts.items():
         if not isinstance(part, Mapping):
             raise InputError(name, part, f"is no mapping of names (in {path})", "Write NAME: {...} for each.")
-        if reference := _reference(part):
+        try:
+            reference = _reference(part)
+        except RecursionError:
+            raise InputError(
+                key, path, f"has {name} that hold themselves", "Write them out, without * and &."
+            ) from None
+        if reference:
             problem = f"refers to the configuration of a sweep (in {path})"
             raise InputError(name, reference, problem, "Write the value itself, or analyse the sweep's results folder.")
     return Definitions(**parts)

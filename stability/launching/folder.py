@@ -31,6 +31,7 @@ from stability.tracking.record import (
 )
 from stability.tracking.standing import damage_of_result, settle, standing
 from stability.tracking.wandb_files import WANDB_FILES
+from stability.typed import from_mapping
 from stability.untrusted.names import refuse_links_out
 
 
@@ -100,7 +101,7 @@ def check_folder(path: Path, sweep: str, runs: Sequence[PlannedRun], scales: Sca
         if path.is_dir() and any(entry.name != LOCKS for entry in path.iterdir()):
             raise InputError("output_dir", path, "is not empty and holds no sweep of ours", "Name another folder.")
         return None
-    manifest = read_json(manifest_path)
+    manifest = _read_manifest(manifest_path)
     if manifest["sweep"] != sweep:
         problem = f"holds the sweep {manifest['sweep']!r}, and this one is {sweep!r}"
         raise InputError("output_dir", path, problem, "Name another folder with output_dir=.")
@@ -121,6 +122,33 @@ def check_folder(path: Path, sweep: str, runs: Sequence[PlannedRun], scales: Sca
                 f"{path} holds this sweep with {key}={_short(old_values)}: that is another sweep",
                 f"Name another folder with output_dir=, or give both values ({key}=A,B) to compare them as arms.",
             )
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What extending a sweep relies on."""
+
+    sweep: str
+    sweep_id: str
+    settings: dict[str, list[Any]]
+    scales: dict[str, dict[str, Any]]
+    runs: list[str]
+    commands: list[dict[str, Any]]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, if what it holds is of the types that it should be."""
+    try:
+        manifest = read_json(path)
+        from_mapping(_Manifest, manifest)
+    except OSError as error:
+        raise InputError("file", path, f"cannot be read ({error.strerror})", "Check its permissions.") from None
+    except InputError as error:
+        if error.key == "file":
+            raise
+        problem = f"is damaged at `{error.key}` ({error.problem})"
+        raise InputError("file", path, problem, "Restore it, or name another output_dir=.") from None
     return manifest
 
 
@@ -218,6 +246,8 @@ def _settings(runs: Sequence[PlannedRun], scales: Scales) -> dict[str, list[Any]
 
 def _check_writable(path: Path) -> None:
     existing = path
+    if "\0" in str(path):
+        raise InputError("output_dir", repr(str(path)), "holds a NUL, which no name of a folder does", "Name another.")
     try:
         while not existing.exists():
             existing = existing.parent

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stability.analysis import analyze, format_claims, format_forecasts, format_table
-from stability.analysis.claims import parse_claims
+from stability.analysis.claims import check_claims, parse_claims
 from stability.analysis.forecast import parse_forecasts
 from stability.analysis.quantities import parse_quantities
 from stability.config import RunConfig, fingerprint, resolve, validate
@@ -71,9 +71,7 @@ def _launch(request: Request) -> int:
     for run in {(c.training.sequence_length, c.training.batch_size): c for c in configs}.values():
         text_of(parts, run)
     check_folder(path, sweep, runs, request.ladder.scales)
-    parse_claims(request.definition.claims)
-    parse_forecasts(request.definition.forecasts)
-    parse_quantities(request.definition.quantities)
+    _check_definition(request, runs)
     lender = Path(request.execution.reuse_from).expanduser() if request.execution.reuse_from else None
     if lender:
         check_lender(lender)
@@ -148,6 +146,28 @@ def _name_and_folder(request: Request, runs: Sequence[PlannedRun]) -> tuple[str,
     return request.sweep or path.absolute().name, path
 
 
+def _check_definition(request: Request, runs: Sequence[PlannedRun]) -> None:
+    """What is to be read from the runs, tested on them and forecast; claims against the arms that there will be."""
+    quantities = parse_quantities(request.definition.quantities)
+    claims = parse_claims(request.definition.claims)
+    parse_forecasts(request.definition.forecasts)
+    if request.as_written:
+        arms = {run.arm: {one.scale for one in runs if one.arm == run.arm} for run in runs}
+        check_claims(claims, arms, quantities)
+
+
+def _refuse_other_facts(config: RunConfig, corpus: Corpus | ShardedCorpus) -> None:
+    """What a config says of its text has to be so; it may say nothing."""
+    facts: list[tuple[str, object, object]] = [
+        ("data.corpus", config.data.corpus, corpus.hash),
+        ("data.vocabulary_size", config.data.vocabulary_size, corpus.vocabulary_size),
+    ]
+    for key, said, found in facts:
+        if said is not None and said != found:
+            fix = "Leave it out; data.name and data.path choose the text."
+            raise InputError(key, said, f"is {found} of the text {corpus.name}", fix)
+
+
 def _resolved(request: Request) -> tuple[Corpus | ShardedCorpus, tuple[RunConfig, ...], frozenset[str]]:
     """The corpus, every config complete and valid, and the fingerprints of those that only a search may ask for."""
     if not request.configs:
@@ -163,6 +183,7 @@ def _resolved(request: Request) -> tuple[Corpus | ShardedCorpus, tuple[RunConfig
     distinct: dict[str, RunConfig] = {}
     listed: set[str] = set()
     for config in request.configs:
+        _refuse_other_facts(config, corpus)
         resolved = resolve(config, corpus=corpus.hash, vocabulary_size=corpus.vocabulary_size)
         name = fingerprint(resolved)
         distinct.setdefault(name, resolved)

@@ -21,7 +21,11 @@ def check_lender(path: Path) -> None:
     Raises:
         InputError: it is neither a sweep's results folder nor a folder of such.
     """
-    if not any(_sweeps(path)):
+    try:
+        sweeps = any(_sweeps(path))
+    except OSError as error:
+        raise InputError("reuse_from", path, f"cannot be read ({error.strerror})", "Name another.") from None
+    if not sweeps:
         raise InputError(
             "reuse_from", path, "holds no sweep's results", "Name a results folder, or the folder above several."
         )
