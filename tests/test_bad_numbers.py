@@ -47,7 +47,7 @@ def quickly() -> Iterator[None]:
     """Programs compiled in a hurry, and once for all sweeps: what is compared is compiled alike."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lanes, "compile_program", compile_quickly)
-        patch.setattr(launch, "Programs", lambda: programs)
+        patch.setattr(launch, "KeptPrograms", lambda: programs)
         yield
 
 
@@ -240,8 +240,7 @@ def summaries(folder: str) -> dict[str, dict[str, Any]]:
     """Every run's summary, without what the clock says, by fingerprint."""
     found = {}
     for path in sorted(Path(folder, "runs").glob("*/summary.json")):
-        summary = read_json(path)
-        summary.pop("seconds", None)
+        summary = {key: value for key, value in read_json(path).items() if key not in ("seconds", "metrics")}
         found[summary["fingerprint"]] = summary
     return found
 
