@@ -6,6 +6,7 @@ Run as a script (`python tests/test_training.py` with the project on PYTHONPATH)
 import dataclasses
 import functools
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -751,6 +752,20 @@ def test_a_run_without_attention_comes_to_a_result_without_attention_logits() ->
     assert result["status"] == "finished"
     assert result["attention_logit_max"] is None
     assert result["attention_logit_max_final"] is None
+
+
+@pytest.mark.parametrize("values", [[0.0, -1.0], [-3.0, -2.0], [5.0, math.inf, math.nan, 2.0], [math.nan], []])
+def test_results_row_by_row_are_those_of_all_rows(values: list[float]) -> None:
+    """Also where a run goes on from a checkpoint with the rows that it had."""
+    rows = [{"step": i, "attention_logit/max": value} for i, value in enumerate(values)]
+    finite = [value for value in values if math.isfinite(value)]
+    for had in range(len(rows) + 1):
+        results = Results(20, rows[:had])
+        for row in rows[had:]:
+            results.add(row)
+        found = results.summary(None)
+        assert found["attention_logit_max"] == max(finite, default=None)
+        assert found["attention_logit_max_final"] == (finite[-1] if finite else None)
 
 
 if __name__ == "__main__":
