@@ -139,6 +139,9 @@ class FakeWandb:
         if operation == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
+        if operation == "CreateArtifact":  # as if it were here already, so that its files are not sent
+            sequence = {"id": "1", "latestArtifact": {"id": "1", "versionIndex": 0}}
+            return {"createArtifact": {"artifact": {"id": "1", "state": "COMMITTED", "artifactSequence": sequence}}}
         if operation == "UpsertView2":
             self.saved.append(variables)
             return {"upsertView": {"view": {"id": "view", "name": "nw-view-v"}, "inserted": True}}
