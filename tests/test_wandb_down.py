@@ -97,7 +97,16 @@ print(json.dumps({"said": said, "words": list(tracker.closing_words())}))
 """
 
 
-@pytest.mark.parametrize("kind", [*TROUBLES, "fails now and then"])
+LIKE_OTHERS = ("drops every connection", "says 500 after a while")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *(kind for kind in [*TROUBLES, "fails now and then"] if kind not in LIKE_OTHERS),
+        *(pytest.param(kind, marks=pytest.mark.slow) for kind in LIKE_OTHERS),
+    ],
+)
 def test_runs_go_offline_where_the_server_fails_and_arrive_once(kind: str, tmp_path: Path) -> None:
     folder, trouble = tmp_path / "sweep", FLAKY if kind == "fails now and then" else TROUBLES[kind]
     with troubled(trouble) as (fake, url):
@@ -370,13 +379,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     return root, took
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        *("hangs",),
-        *(pytest.param(kind, marks=pytest.mark.slow) for kind in [*TROUBLES, "fails now and then"] if kind != "hangs"),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [*TROUBLES, "fails now and then"])
 def test_a_sweep_ends_in_time_and_can_be_sent_later(kind: str, alone: tuple[Path, float], tmp_path: Path) -> None:
     root, took = alone
     trouble = FLAKY if kind == "fails now and then" else TROUBLES[kind]

@@ -125,7 +125,7 @@ class WandbTracker:
             Exception: it failed, and W&B had failed before.
         """
         try:
-            self._losses.refuse()
+            self._refuse_losses()
             call()
         except (Exception, SystemExit) as error:  # W&B has many kinds, and none is worth a run
             if self._is_fallback:
@@ -136,6 +136,11 @@ class WandbTracker:
                 f"W&B failed ({one_line(error)}). Training goes on, and is tracked offline from here on: "
                 "the end says how to send it."
             ) from error
+
+    def _refuse_losses(self) -> None:
+        """Take uploads that W&B has given up for a failure; what it says of them after the fall-back is no news."""
+        if not self._is_fallback:
+            self._losses.refuse()
 
     def _fall_back(self) -> None:
         """Go on offline: the runs that are open are written anew, from their records, and whole."""
@@ -162,13 +167,13 @@ class WandbTracker:
 
     def _finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
         self._runs[run_id].finish(summary)
-        self._losses.refuse()
+        self._refuse_losses()
         del self._runs[run_id]
 
     def _interrupt(self) -> None:
         for run_id in list(self._runs):
             self._runs[run_id].run.finish(exit_code=1)
-            self._losses.refuse()
+            self._refuse_losses()
             del self._runs[run_id]
 
     def _analysed(self, sweep: TrackedSweep) -> None:
@@ -181,7 +186,7 @@ class WandbTracker:
             return
         log_analysis(opened, sweep)
         opened.finish()
-        self._losses.refuse()
+        self._refuse_losses()
         sent.write_text(digest, encoding="utf-8")
 
     def closing_words(self) -> Sequence[str]:

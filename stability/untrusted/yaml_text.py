@@ -7,7 +7,7 @@ import yaml
 from stability.errors import InputError
 
 MOST_CHARACTERS = 5_000_000
-MOST_VALUES = 200_000
+MOST_VALUES = 50_000
 """Values of a file once its aliases are written out. The largest of ours has a few hundred."""
 DEEPEST = 50
 """Mappings and lists within each other."""
