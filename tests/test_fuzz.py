@@ -80,7 +80,7 @@ override = st.builds("{}{}={}".format, sign, key | key | odd_key, value)
 words = st.lists(override | override | group | text, max_size=5)
 
 
-@few_and_many(25, 1500)
+@few_and_many(25, 400)
 def test_every_command_is_a_plan_or_refused(command: Command, tmp_path: Path, count: int) -> None:
     @given(words)
     def holds(typed: list[str]) -> None:
@@ -159,7 +159,7 @@ FILES = ["sweep.json", *(f"runs/run-a/{name}.json" for name in ("summary", "conf
 METRICS = ["runs/run-a/metrics.jsonl", "runs/run-b/metrics.jsonl"]
 
 
-@few_and_many(60, 5000)
+@few_and_many(60, 2000)
 def test_damaged_records_are_read_or_refused(tmp_path: Path, count: int) -> None:
     make: Any = records()
     make(tmp_path / "whole")
@@ -179,7 +179,7 @@ def test_damaged_records_are_read_or_refused(tmp_path: Path, count: int) -> None
     tried(count, holds)
 
 
-@few_and_many(40, 3000)
+@few_and_many(40, 2000)
 def test_a_damaged_folder_of_shards_is_refused_or_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
@@ -225,7 +225,7 @@ table = st.builds(
 )
 
 
-@few_and_many(80, 10000)
+@few_and_many(80, 3000)
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet"])
 def test_any_table_is_read_or_refused(tmp_path: Path, suffix: str, count: int) -> None:
     path = tmp_path / f"t.{suffix}"
@@ -241,7 +241,7 @@ def test_any_table_is_read_or_refused(tmp_path: Path, suffix: str, count: int) -
     tried(count, holds)
 
 
-@few_and_many(60, 5000)
+@few_and_many(60, 2000)
 def test_any_definitions_are_read_or_refused(tmp_path: Path, count: int) -> None:
     path = tmp_path / "claims.yaml"
     names = st.sampled_from(["kind", "arm", "than", "quantity", "metric", "at_step", "threshold", "scales", "within"])

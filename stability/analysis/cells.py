@@ -160,8 +160,8 @@ def _range(low: float | None, high: float | None) -> tuple[float, float]:
 
 def _refuse_empty_range(rates: pl.Series, low: float | None, high: float | None) -> None:
     key, value = ("learning_rate_max", high) if low is None else ("learning_rate_min", low)
-    seen: list[float] = rates.to_list()
-    problem = f"leaves out every learning rate of the runs, which lie from {min(seen):g} to {max(seen):g}"
+    present: list[float] = rates.to_list()
+    problem = f"leaves out every learning rate of the runs, which lie from {min(present):g} to {max(present):g}"
     raise InputError(key, value, problem, "Widen the range.")
 
 

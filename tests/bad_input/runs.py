@@ -99,7 +99,6 @@ VALUES = [
     ("data.corpus=0123", ["data.corpus=0123", "data.path"]),
     ("data.vocabulary_size=100", ["data.vocabulary_size=100", "256"]),
     ("data.path=books/*.txt", ["data.path=books/*.txt", "data=text"]),
-    ("seed=4294967296", ["seed=4294967296", "4294967295"]),
     ("seed=interval(1,2)", ["seed=interval(1,2)", "A,B,C"]),
     ("seed=tag(a,interval(1,2))", ["seed=", "A,B,C"]),
     ("seed=", ["seed=", "integer"]),
@@ -121,7 +120,6 @@ VALUES = [
     ("figures={svg:1}", ["figures={svg:1}", "ListConfig"]),
     ("memory_limit=8XB", ["memory_limit=8XB", "8GB"]),
     ("memory_limit=-8GB", ["memory_limit=-8GB", "8GB"]),
-    ("memory_limit=0", ["memory_limit=0", "greater than"]),
     ("memory_limit=8GB,9GB", ["memory_limit=8GB,9GB", "one value"]),
     ("calibrate=soon", ["calibrate=soon", "boolean"]),
     ("tracking.name=wand", ["tracking.name=wand", "files, wandb, or MODULE:NAME"]),
@@ -179,7 +177,6 @@ GRAMMAR = [
 
 PLACES = [
     ("output_dir=a,b", ["output_dir=a,b", "one value"]),
-    ("output_dir=", ["output_dir="]),
     ("output_dir=empty.txt", ["output_dir=empty.txt", "not a folder"]),
     ("output_dir=empty.txt/inside", ["output_dir=empty.txt/inside", "not a folder"]),
     ("output_dir=/dev/null/x", ["output_dir=/dev/null/x", "not a folder"]),
@@ -190,7 +187,6 @@ PLACES = [
     ("reuse_from=nowhere", ["reuse_from=nowhere", "results folder"]),
     ("reuse_from=foreign", ["reuse_from=foreign", "results folder"]),
     ("reuse_from=empty.txt", ["reuse_from=empty.txt", "results folder"]),
-    ("reuse_from=", ["reuse_from="]),
 ]
 
 SURROUNDINGS = {"empty.txt": "", "foreign/thesis.tex": "precious"}
