@@ -58,7 +58,7 @@ FIRST = {
             "paper": "z-loss | helps.",
         },
         "norms_are_bounded": {"kind": "quantity_within", "quantity": "norm", "at_most": 1e9, "arm": "z_loss=0.0"},
-        "nobody": {"kind": "stable_edge_falls_with_n", "arm": "nobody"},
+        "nobody": {"kind": "exceeds_only_in", "quantity": "norm", "threshold": 1e9, "runs": "unstable"},
     },
 }
 SECOND = {
