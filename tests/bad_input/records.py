@@ -172,7 +172,7 @@ def record_cases() -> list[Case]:
     return [
         *damaged_cases("analyze", "source=results/s", [*DAMAGED, *OF_ANALYSIS]),
         *damaged_cases("alarms", "source=results", [*DAMAGED[:2], *DAMAGED[8:], *OF_ANALYSIS]),
-        *damaged_cases("status", "results/s", DAMAGED),
+        *damaged_cases("status", "results/s", DAMAGED[:8]),
         *metrics_cases(),
         *cases("status", STATUS, NEARBY),
         *cases("alarms", ALARMS, RESULTS),
