@@ -45,7 +45,7 @@ def main() -> None:
 def measured(arguments: argparse.Namespace, work: Path, search: Mapping[str, Any]) -> dict[str, Any]:
     """Train, search and compare."""
     from stability.launching.provenance import PACKAGES, device_description
-    from stability.launching.search import searched_points
+    from stability.launching.searched import searched_points
 
     cells = [tuple(cell.split(":")) for cell in arguments.cells.split(",")]
     rates = searched_points(KEY, search)

@@ -34,7 +34,7 @@ class Silent:
     def progress(self, step: int) -> None:
         """Nothing."""
 
-    def ended(self, *, diverged_at: int | None) -> None:
+    def ended(self, *, diverged_at: int | None, first_bad_observation: str | None = None) -> None:
         """Nothing."""
 
 

@@ -1,16 +1,17 @@
 """`python -m stability.alarms source=DIR`: how often early-warning alarms are right on finished sweeps. No JAX."""
 
-import argparse
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
 from pydantic import ConfigDict
 
-from stability.command_line import key_values, report
+from stability.command_line import Parser, key_values, report, unreadable
 from stability.errors import InputError
+from stability.untrusted.printable import tell
 
 EPILOG = """\
 keys
@@ -32,28 +33,27 @@ class AlarmSettings:
 
     source: tuple[str, ...]
     choose: tuple[str, ...] = ()
-    output: str | None = None
+    output: Annotated[str, MinLen(1)] | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 2 bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stability.alarms",
-        description="Measure false-alarm rates, miss rates and lead times of the early-warning alarms.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "alarms", "Measure false-alarm rates, miss rates and lead times of the early-warning alarms.", EPILOG
     )
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE")
     try:
-        return _evaluate(_settings(key_values(parser.parse_args(arguments).settings, first="source")))
+        return _evaluate(_settings(key_values(parser, arguments, first="source")))
     except InputError as error:
         return report(error)
+    except OSError as error:
+        return report(unreadable(error))
 
 
 def _settings(given: dict[str, str]) -> AlarmSettings:
-    from stability.typed import from_mapping
+    from stability.typed import from_mapping, refuse_unknown
 
-    if "source" not in given:
+    refuse_unknown(AlarmSettings, given)
+    if not given.get("source", "").strip(","):
         raise InputError("source", "", "is missing", "Say where the results are: source=results.")
     lists = ("source", "choose")
     return from_mapping(
@@ -75,8 +75,9 @@ def _evaluate(settings: AlarmSettings) -> int:
             raise InputError("source", source, "holds no sweep's results", "Name a results folder, or one above such.")
         folders |= {one.name: one for one in inside}
     output = Path(settings.output).expanduser() if settings.output else None
-    if output and not output.absolute().parent.is_dir():
-        raise InputError("output", output, "is in no folder that exists", "Name a file in one that does.")
+    if output and (output.is_dir() or not output.absolute().parent.is_dir()):
+        problem = "is a folder" if output.is_dir() else "is in no folder that exists"
+        raise InputError("output", output, problem, "Name a file in a folder that exists.")
     names = sorted(folders)
     chosen = settings.choose or names[::2]
     for name in chosen:
@@ -90,8 +91,11 @@ def _evaluate(settings: AlarmSettings) -> int:
         )
         print(table(part["alarms"]))
     if output:
-        write_json(output, found)
-        print(f"Rates: {output}")
+        try:
+            write_json(output, found)
+        except OSError as error:
+            raise InputError("output", output, f"cannot be written ({error.strerror})", "Name another.") from None
+        tell(f"Rates: {output}")
     return 0
 
 

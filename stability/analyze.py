@@ -1,18 +1,21 @@
 """`python -m stability.analyze source=PATH`: records, or a CSV, to sensitivities, stable edges and figures. No JAX."""
 
-import argparse
 import sys
 import types
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from annotated_types import MinLen
 from pydantic import ConfigDict, Field
 
-from stability.command_line import key_values, report
+from stability.command_line import Parser, key_values, report, unreadable
 from stability.errors import InputError
 from stability.formats import FORMATS, Format
+from stability.untrusted.names import folder_name
+from stability.untrusted.printable import tell
 
+Text = Annotated[str, MinLen(1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 EPILOG = """\
 keys
@@ -50,9 +53,9 @@ class AnalysisSettings:
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     source: str
-    output_dir: str | None = None
-    claims: str | None = None
-    forecasts: str | None = None
+    output_dir: Text | None = None
+    claims: Text | None = None
+    forecasts: Text | None = None
     forecast_n_params: tuple[PositiveFloat, ...] = ()
     unstable_excess: PositiveFloat = 0.5
     loss_noise: PositiveFloat = 0.03
@@ -65,25 +68,24 @@ class AnalysisSettings:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 2 bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stability.analyze",
-        description="Measure learning-rate sensitivity and stable edges from records or any table of runs.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "analyze", "Measure learning-rate sensitivity and stable edges from records or any table of runs.", EPILOG
     )
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE")
     try:
-        given = key_values(parser.parse_args(arguments).settings, first="source")
+        given = key_values(parser, arguments, first="source")
         aliases = {key.removeprefix(COLUMN): value for key, value in given.items() if key.startswith(COLUMN)}
         return _analyze(_settings({key: value for key, value in given.items() if not key.startswith(COLUMN)}), aliases)
     except InputError as error:
         return report(error)
+    except OSError as error:
+        return report(unreadable(error))
 
 
 def _settings(given: dict[str, str]) -> AnalysisSettings:
-    from stability.typed import from_mapping
+    from stability.typed import from_mapping, refuse_unknown
 
-    if "source" not in given:
+    refuse_unknown(AnalysisSettings, given)
+    if not given.get("source", "").strip(","):
         raise InputError("source", "", "is missing", "Say what to analyse: source=results/NAME or source=FILE.csv.")
     lists = ("forecast_n_params", "figures")
     values = {key: [*filter(None, text.split(","))] if key in lists else text for key, text in given.items()}
@@ -103,7 +105,7 @@ def _name(source: str | Path) -> str:
     """What a source is called in the name of an output folder."""
     from stability.analysis.wandb_source import parse_address
 
-    return source.stem if isinstance(source, Path) else parse_address(source).group.replace("/", "-")
+    return folder_name(source.stem if isinstance(source, Path) else parse_address(source).group)
 
 
 def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
@@ -136,12 +138,12 @@ def _analyze(settings: AnalysisSettings, aliases: dict[str, str]) -> int:
         report=settings.report,
         early_warning=settings.early_warning,
     )
-    print(format_table(summary))
+    tell(format_table(summary))
     if summary["claims"]:
-        print("\n" + format_claims(summary))
+        tell("\n" + format_claims(summary))
     if summary["quantity_forecasts"]:
-        print("\n" + format_forecasts(summary))
-    print(f"\nResults: {output}   ({'report.html, ' if settings.report else ''}summary.json, analysis/)")
+        tell("\n" + format_forecasts(summary))
+    tell(f"\nResults: {output}   ({'report.html, ' if settings.report else ''}summary.json, analysis/)")
     return 0
 
 

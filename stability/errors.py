@@ -1,5 +1,8 @@
 """What a user did wrong, said so that they can mend it."""
 
+LONGEST_SHOWN = 500
+"""Characters of a value that a message shows: whatever a file holds, a person reads it."""
+
 
 class InputError(ValueError):
     """Bad input: one paragraph that names the key, the value and the fix.
@@ -15,7 +18,9 @@ class InputError(ValueError):
 
     def __init__(self, key: str, value: object, problem: str, fix: str) -> None:
         self.key, self.value, self.problem, self.fix = key, value, problem, fix
-        super().__init__(f"{key}={value}: {problem}. {fix}")
+        text = str(value)
+        shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+        super().__init__(f"{key}={shown}: {problem}. {fix}")
 
     def __reduce__(self) -> tuple[type["InputError"], tuple[str, object, str, str]]:
         # An exception is sent between processes as its message alone, which is not what `__init__` takes.

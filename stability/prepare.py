@@ -1,6 +1,5 @@
 """`python -m stability.prepare source=... tokenizer=... output_dir=...`: text to token shards. No JAX."""
 
-import argparse
 import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
@@ -8,8 +7,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stability.command_line import report, typed_command
+from stability.command_line import Parser, key_values, report, typed_command
 from stability.errors import InputError
+from stability.untrusted.printable import tell
 
 if TYPE_CHECKING:
     from stability.data.preparation.preparing import Outcome
@@ -55,35 +55,21 @@ EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 1 a worker died or a disk is full, 2 bad input, 130 Ctrl-C."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stability.prepare",
-        description="Turn text into token shards to train on.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE")
+    parser = Parser("prepare", "Turn text into token shards to train on.", EPILOG)
     try:
-        given = _given(parser.parse_args(arguments).settings)
+        given = key_values(parser, arguments, first="source")
         return _check(given) if CHECK in given else _prepare(_settings(given))
     except InputError as error:
         return report(error)
     except KeyboardInterrupt:
-        print(f"\nStopped; to go on, the same command again:\n  {typed_command()}", file=sys.stderr)
+        tell(f"\nStopped; to go on, the same command again:\n  {typed_command()}", sys.stderr)
         return EXIT_INTERRUPTED
     except (BrokenProcessPool, OSError) as error:
         died = "a worker died, for lack of memory perhaps: try fewer workers="
         problem = died if isinstance(error, BrokenProcessPool) else str(error)
-        print(
-            f"error: {problem}. What is done is kept; the same command goes on:\n  {typed_command()}", file=sys.stderr
-        )
+        kept = "What is done is kept; the same command goes on:"
+        tell(f"error: {problem}. {kept}\n  {typed_command()}", sys.stderr)
         return EXIT_FAILED
-
-
-def _given(words: list[str]) -> dict[str, str]:
-    for word in words:
-        if "=" not in word:
-            raise InputError("argument", word, "is not KEY=VALUE", f"Did you mean source={word}?")
-    return dict(word.split("=", 1) for word in words)
 
 
 def _check(given: dict[str, str]) -> int:
@@ -93,14 +79,15 @@ def _check(given: dict[str, str]) -> int:
         other = next(key for key in given if key != CHECK)
         raise InputError(other, given[other], f"goes with no {CHECK}=", f"Give {CHECK}=FOLDER alone.")
     manifest = check(Path(given[CHECK]).expanduser(), CHECK)
-    print(f"{given[CHECK]}: {manifest.counts.tokens:,} tokens as the manifest says, corpus {manifest.corpus[:16]}")
+    tell(f"{given[CHECK]}: {manifest.counts.tokens:,} tokens as the manifest says, corpus {manifest.corpus[:16]}")
     return 0
 
 
 def _settings(given: dict[str, str]) -> "PreparationSettings":
     from stability.data.preparation.settings import PreparationSettings
-    from stability.typed import from_mapping
+    from stability.typed import from_mapping, refuse_unknown
 
+    refuse_unknown(PreparationSettings, given)
     for key, example in (("tokenizer", "bpe:8192"), ("output_dir", "data/NAME")):
         if not given.get(key):
             keys = ", ".join([f.name for f in fields(PreparationSettings)] + [CHECK])
@@ -114,7 +101,7 @@ def _prepare(settings: "PreparationSettings") -> int:
     began = time.perf_counter()
     outcome = prepare(settings)
     if outcome is not None:
-        print(_summary(outcome, time.perf_counter() - began, settings))
+        tell(_summary(outcome, time.perf_counter() - began, settings))
     return 0
 
 

@@ -1,19 +1,19 @@
 """`python -m stability.replicate ladder=micro`: run the paper's experiments, all of them, and write the card."""
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Le, MinLen
 from pydantic import ConfigDict
 
-from stability.command_line import config_folders, key_values, report, with_transparent_huge_pages
+from stability.command_line import Parser, config_folders, key_values, report, with_transparent_huge_pages
 from stability.errors import InputError
 from stability.tracking.console import Progress, counted, duration
+from stability.untrusted.printable import tell
 
 if TYPE_CHECKING:
     from stability.launching.grid import Request
@@ -40,6 +40,7 @@ examples
   python -m stability.replicate ladder=micro
   python -m stability.replicate ladder=micro seed=0 sweeps=qk_layernorm,z_loss
 """
+Text = Annotated[str, MinLen(1)]
 LISTS = ("seed", "sweeps")
 EXIT_FAILED, EXIT_STOPPED = 1, 130
 
@@ -50,12 +51,12 @@ class ReplicationSettings:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    ladder: str = "micro"
-    seed: Annotated[tuple[Annotated[int, Ge(0)], ...], MinLen(1)] = (0, 1, 2)
+    ladder: Text = "micro"
+    seed: Annotated[tuple[Annotated[int, Ge(0), Le(2**32 - 1)], ...], MinLen(1)] = (0, 1, 2)
     sweeps: tuple[str, ...] = ()
-    results: str | None = None
-    output: str = "docs/replication.md"
-    tracking: str = "files"
+    results: Text | None = None
+    output: Text = "docs/replication.md"
+    tracking: Text = "files"
     progress: Progress = "auto"
     train: bool = True
     dry_run: bool = False
@@ -73,15 +74,11 @@ class ReplicationSettings:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 all done, 1 a run failed, 2 bad input, 130 stopped."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stability.replicate",
-        description="Run the paper's experiments on a ladder, resumably, and write the replication card.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = Parser(
+        "replicate", "Run the paper's experiments on a ladder, resumably, and write the replication card.", EPILOG
     )
-    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE")
     try:
-        settings = _settings(key_values(parser.parse_args(arguments).settings, first="ladder"))
+        settings = _settings(key_values(parser, arguments, first="ladder"))
         with_transparent_huge_pages()
         return _replicate(settings)
     except InputError as error:
@@ -106,10 +103,7 @@ def _settings(given: dict[str, str]) -> ReplicationSettings:
 
 
 def _replicate(settings: ReplicationSettings) -> int:
-    from stability.launching.launch import launch
-    from stability.launching.signals import stop_flag
     from stability.replication.experiments import chosen, experiments
-    from stability.replication.study import progress_of
 
     folders = [Path.cwd() / "sweeps", config_folders().sweeps]
     names = list(experiments(folders))
@@ -117,6 +111,13 @@ def _replicate(settings: ReplicationSettings) -> int:
     if settings.ladder not in ladders:
         raise InputError("ladder", settings.ladder, "is no ladder", f"Choose from: {', '.join(sorted(ladders))}.")
     selected = chosen(names, settings.sweeps)
+    # Only now: what is wrong with the command is said without waiting for JAX.
+    from stability.launching.launch import launch
+    from stability.launching.signals import stop_flag
+    from stability.replication.card import read_card
+    from stability.replication.study import progress_of
+
+    old = read_card(settings.page.with_suffix(".json"))
     studies: list[Study] = []
     for name in selected if settings.dry_run else names:
         study = _study(name, settings)
@@ -128,12 +129,12 @@ def _replicate(settings: ReplicationSettings) -> int:
         study.check()
     if settings.dry_run:
         for study in studies:
-            print(f"{study.name:<24} {len(study.results()):>5} of {counted(len(study.runs), 'run')}")
+            tell(f"{study.name:<24} {len(study.results()):>5} of {counted(len(study.runs), 'run')}")
         print(_so_far(progress_of(studies)))
         return 0
-    card = _Card(settings, studies)
+    card = _Card(settings, studies, old)
     failed = False
-    with stop_flag(print) as stop:
+    with stop_flag(tell) as stop:
         for study in studies:
             if study not in to_train and study.results():
                 card.add(study)
@@ -141,7 +142,7 @@ def _replicate(settings: ReplicationSettings) -> int:
         for number, study in enumerate(to_train, 1):
             if stop():
                 return EXIT_STOPPED
-            print(f"\n[{number}/{len(to_train)}] {study.name}. All sweeps: {_so_far(progress_of(studies))}")
+            tell(f"\n[{number}/{len(to_train)}] {study.name}. All sweeps: {_so_far(progress_of(studies))}")
             code = launch(_borrowing(study.request, settings.folder))
             failed = failed or code == EXIT_FAILED
             if study.results():
@@ -149,7 +150,7 @@ def _replicate(settings: ReplicationSettings) -> int:
             card.write()
             if code == EXIT_STOPPED:
                 return code
-    print(f"\n{_so_far(progress_of(studies))}\nCard: {settings.page}, {settings.page.with_suffix('.json')}")
+    tell(f"\n{_so_far(progress_of(studies))}\nCard: {settings.page}, {settings.page.with_suffix('.json')}")
     return EXIT_FAILED if failed else 0
 
 
@@ -174,12 +175,9 @@ def _so_far(progress: "AllRuns") -> str:
 class _Card:
     """The card while it grows: on disk after every sweep."""
 
-    def __init__(self, settings: ReplicationSettings, studies: "Sequence[Study]") -> None:
-        from stability.replication.card import read_card
-
-        self._settings, self._studies = settings, studies
+    def __init__(self, settings: ReplicationSettings, studies: "Sequence[Study]", old: dict[str, Any]) -> None:
+        self._settings, self._studies, self._old = settings, studies, old
         self._json = settings.page.with_suffix(".json")
-        self._old = read_card(self._json)
         self._findings: dict[str, dict[str, object]] = {}
 
     def add(self, study: "Study") -> None:
@@ -206,13 +204,19 @@ class _Card:
 
 def _study(name: str, settings: ReplicationSettings) -> "Study | int":
     """One experiment composed as its own command would be; an exit code where that cannot be."""
+    from stability.command_line import quoted
     from stability.replication.study import Study
     from stability.run import with_request
 
     seeds = ",".join(map(str, settings.seed))
     command = ["python", "-m", "stability.run", f"+sweep={name}", f"ladder={settings.ladder}", f"seed={seeds}"]
     folder = settings.folder / name
-    here = [f"output_dir='{folder}'", "figures=[]", f"tracking={settings.tracking}", f"progress={settings.progress}"]
+    here = [
+        f"output_dir={quoted(str(folder))}",
+        "figures=[]",
+        f"tracking={settings.tracking}",
+        f"progress={settings.progress}",
+    ]
     composed: list[Request] = []
 
     def keep(request: "Request") -> int:

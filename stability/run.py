@@ -13,9 +13,14 @@ def main() -> int:
     from stability.command_line import with_transparent_huge_pages
 
     with_transparent_huge_pages()
+    return with_request(_launch)
+
+
+def _launch(request: "Request") -> int:
+    """Imported only once the request is one: most of what is wrong with a command is said before."""
     from stability.launching.launch import launch
 
-    return with_request(launch)
+    return launch(request)
 
 
 def with_request(task: "Callable[[Request], int]") -> int:

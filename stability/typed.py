@@ -3,12 +3,13 @@
 import dataclasses
 import difflib
 import functools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, TypeVar
 
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -57,6 +58,8 @@ def _bytes(value: Any) -> Any:
 
 Bytes = Annotated[Whole, BeforeValidator(_bytes), Ge(1)]
 """A number of bytes, or text such as 8GB."""
+Text = Annotated[str, MinLen(1)]
+"""Of a name or a path: an empty one is a slip, and as a path would be the working folder."""
 
 
 T = TypeVar("T")
@@ -90,7 +93,24 @@ def _input_error(cls: type[Any], error: ValidationError) -> InputError:
     if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return unknown_key(cls, key, value)
     problem = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    return InputError(key, value, problem, f"Give {key} a value that it allows.")
+    return InputError(key, value, problem, f"Give {key} a value that it allows{_default(cls, key)}.")
+
+
+def _default(cls: type[Any], key: str) -> str:
+    """What a key is where nobody says anything, as a hint; empty where there is no such thing."""
+    found = next((f for name, f in dotted_fields(cls) if name == key), None)
+    if found is None or found.default in (dataclasses.MISSING, ""):
+        return ""
+    text = json.dumps(found.default, separators=(",", ":")).replace('"', "")
+    return f"; the default is {text}"
+
+
+def refuse_unknown(cls: type[Any], given: Mapping[str, Any]) -> None:
+    """Raise the error of the first key that a class of keys without groups does not have; before one that it lacks."""
+    known = {f.name for f in fields(cls)}
+    for key, value in given.items():
+        if key not in known:
+            raise unknown_key(cls, key, value)
 
 
 def unknown_key(cls: type[Any], key: str, value: object, also: Sequence[str] = ()) -> InputError:
@@ -99,8 +119,9 @@ def unknown_key(cls: type[Any], key: str, value: object, also: Sequence[str] = (
     parent, _, last = key.rpartition(".")
     lasts = {name.rsplit(".", 1)[-1]: name for name in known}
     near = [name for name in known if name.rsplit(".", 1)[-1] == last]
-    near += [lasts[one] for one in difflib.get_close_matches(last, lasts, n=3, cutoff=0.7) if lasts[one] not in near]
     siblings = [name for name in known if parent and name.startswith(f"{parent}.")]
+    lasts |= {name.rsplit(".", 1)[-1]: name for name in siblings}  # of two of one name, the one that stands there
+    near += [lasts[one] for one in difflib.get_close_matches(last, lasts, n=3, cutoff=0.7) if lasts[one] not in near]
     if near:
         fix = f"Did you mean {' or '.join(near[:3])}?"
     elif siblings:

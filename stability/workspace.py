@@ -1,14 +1,14 @@
 """`python -m stability.workspace project=ENTITY/PROJECT sweep=NAME`: a W&B workspace with a sweep's panels. No JAX."""
 
-import argparse
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ConfigDict
 
-from stability.command_line import key_values, report
+from stability.command_line import Parser, key_values, report
 from stability.errors import InputError
+from stability.untrusted.printable import tell
 
 EPILOG = """\
 keys
@@ -34,27 +34,23 @@ class WorkspaceSettings:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code: 0 done, 2 bad input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m stability.workspace",
-        description="Save a W&B workspace that shows one sweep.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("settings", nargs="+", metavar="KEY=VALUE")
+    parser = Parser("workspace", "Save a W&B workspace that shows one sweep.", EPILOG)
     try:
-        print(_save(_settings(key_values(parser.parse_args(arguments).settings, first="project"))))
+        tell(_save(_settings(key_values(parser, arguments, first="project"))))
     except InputError as error:
         return report(error)
     return 0
 
 
 def _settings(given: dict[str, str]) -> WorkspaceSettings:
-    from stability.typed import from_mapping
+    from stability.typed import from_mapping, refuse_unknown
 
+    refuse_unknown(WorkspaceSettings, given)
     for key in ("project", "sweep"):
-        if key not in given:
+        if not given.get(key):
             raise InputError(key, "", "is missing", "Write project=ENTITY/PROJECT sweep=NAME.")
-    if given["project"].count("/") != 1:
+    entity, _, project = given["project"].partition("/")
+    if not entity or not project or "/" in project:
         raise InputError("project", given["project"], "names no entity", "Write project=ENTITY/PROJECT.")
     return from_mapping(WorkspaceSettings, given)
 

@@ -6,11 +6,13 @@ import os
 import re
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 KEY = "0" * 40
 
@@ -59,6 +61,23 @@ def known_run(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+@dataclass
+class Trouble:
+    """How a server fails.
+
+    Attributes:
+        kind: `hangs` takes a request and never answers, `drops` closes the connection, `says` answers with `status`.
+        status: of the answer: 500, or 401 as for a key that has expired.
+        after: requests that go well before.
+        every: of those that follow, only each such one fails.
+    """
+
+    kind: Literal["hangs", "drops", "says"]
+    status: int = 500
+    after: int = 0
+    every: int = 1
+
+
 class FakeWandb:
     """What the server knows, and what it was asked.
 
@@ -73,6 +92,8 @@ class FakeWandb:
         summaries: the same -> the last summary that was sent.
         configs: the same -> the config that was sent last.
         url: where this is served.
+        trouble: how it fails, None while it is well.
+        requests: how many came.
     """
 
     def __init__(self, runs: dict[tuple[str, str], list[dict[str, Any]]], page: int = 2) -> None:
@@ -84,6 +105,16 @@ class FakeWandb:
         self.summaries: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.configs: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.url = ""
+        self.trouble: Trouble | None = None
+        self.requests = 0
+
+    def fails(self) -> Trouble | None:
+        """Count a request, and say how it fails, if it does."""
+        self.requests += 1
+        trouble = self.trouble
+        if trouble is None or self.requests <= trouble.after or (self.requests - trouble.after) % trouble.every:
+            return None
+        return trouble
 
     def answer(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
         """The `data` for a GraphQL request."""
@@ -108,6 +139,9 @@ class FakeWandb:
         if operation == "CreateRunFiles":
             files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables["files"]]
             return {"createRunFiles": {"runID": "1", "uploadHeaders": [], "files": files}}
+        if operation == "CreateArtifact":  # as if it were here already, so that its files are not sent
+            sequence = {"id": "1", "latestArtifact": {"id": "1", "versionIndex": 0}}
+            return {"createArtifact": {"artifact": {"id": "1", "state": "COMMITTED", "artifactSequence": sequence}}}
         if operation == "UpsertView2":
             self.saved.append(variables)
             return {"upsertView": {"view": {"id": "view", "name": "nw-view-v"}, "inserted": True}}
@@ -214,6 +248,9 @@ def serve(fake: FakeWandb) -> Iterator[str]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if trouble := fake.fails():
+                self.fail(trouble)
+                return
             if self.headers.get("Content-Encoding") == "gzip":
                 body = gzip.decompress(body)
             content: dict[str, Any] = {}
@@ -229,8 +266,20 @@ def serve(fake: FakeWandb) -> Iterator[str]:
             self.end_headers()
             self.wfile.write(answer)
 
+        def fail(self, trouble: Trouble) -> None:
+            while trouble.kind == "hangs" and fake.trouble is trouble:
+                time.sleep(0.1)
+            if trouble.kind == "says":
+                self.send_response(trouble.status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            else:
+                self.close_connection = True
+
         def do_PUT(self) -> None:
             self.do_POST()
+
+        do_GET = do_PUT
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -239,6 +288,7 @@ def serve(fake: FakeWandb) -> Iterator[str]:
         fake.url = f"http://127.0.0.1:{server.server_port}"
         yield fake.url
     finally:
+        fake.trouble = None
         server.shutdown()
         server.server_close()
         thread.join()

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from stability.tracking.record import MANIFEST, RUNS, TERMINAL, RunFolder, read_json, read_rows, run_folders
+from stability.tracking.files import read_json
+from stability.tracking.record import MANIFEST, RUNS, TERMINAL, RunFolder, read_rows, run_folders
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent

@@ -243,27 +243,3 @@ def test_the_analysis_tells_what_fired_in_which_run_when_asked(tmp_path: Path) -
     schema = json.loads((Path(stability.__file__).parent / "analysis/summary.schema.json").read_text())
     jsonschema.validate(told, schema)
     assert "Early warning" in (tmp_path / "out/report.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["source=nowhere"], "source=nowhere: holds no sweep's results"),
-        (["choose=a"], "source=: is missing"),
-        (["results"], "argument=results: is not KEY=VALUE. Did you mean source=results?"),
-        (["source=one", "choose=two"], "choose=two: is no sweep among the sources. Choose from: one."),
-        (["source=one", "output=nowhere/rates.json"], "output=nowhere/rates.json: is in no folder that exists"),
-        (["source=one"], "choose=one: leaves no sweep on one side"),
-    ],
-)
-def test_bad_input_is_refused(
-    words: list[str],
-    told: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    sweep_folder(tmp_path / "one", (0,))
-    assert stability.alarms.main(words) == 2
-    assert told in capsys.readouterr().err

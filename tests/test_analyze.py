@@ -87,56 +87,6 @@ def test_columns_by_other_names_and_two_sources(table: Path) -> None:
     assert both["sweep"] == "calm+steep"
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["runs.csv"], ["source=runs.csv"]),
-        (["output_dir=x"], ["source"]),
-        (["source=runs.csv", "column.loss=eval"], ["eval"]),
-        (["source=runs.csv", "column.losss=loss"], ["losss", "loss"]),
-        (["source=runs.csv", "claims=absent.yaml"], ["claims=absent.yaml"]),
-        (["source=runs.csv", "claims=runs.csv"], ["claims"]),
-        (["source=runs.csv", "loss_noise=0"], ["loss_noise=0"]),
-        (["source=runs.csv", "loss_noise=-1"], ["loss_noise=-1"]),
-        (["source=runs.csv", "forecast_n_params=1e6,many"], ["forecast_n_params", "many"]),
-        (["source=runs.csv", "forecast_n_params=-5"], ["forecast_n_params", "-5"]),
-        (["source=runs.csv", "figures=svg,gif"], ["figures", "gif", "'svg'"]),
-        (["source=runs.csv", "report=perhaps"], ["report", "perhaps"]),
-        (["source=runs.csv,absent.csv"], ["absent.csv"]),
-        (["source=runs.csv", "colour=red"], ["colour"]),
-    ],
-)
-def test_bad_input_is_one_paragraph_and_writes_nothing(
-    table: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: list[str]
-) -> None:
-    assert main(words) == 2
-    err = capsys.readouterr().err
-    assert all(word in err for word in said), err
-    assert "Traceback" not in err
-    assert sorted(path.name for path in Path().iterdir()) == ["runs.csv"]
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("claims: [1, 2]", "claims"),
-        ("claims: {a: {kind: nonsense}}", "nonsense"),
-        ("claims: {a: {kind: stable_edge_falls_with_n, arm: '${ladder.series.main}'}}", "${ladder.series.main}"),
-        ("quantities: {loss: {metric: x}}", "loss"),
-        ("quantities: {q: {metric: x, at_stp: 3}}", "at_stp"),
-        ("colour: red", "claims"),
-        ("- 1", "claims"),
-        ("a: [", "YAML"),
-        ("!!python/object/apply:os.getcwd []", "YAML"),
-    ],
-)
-def test_a_bad_file_of_claims_is_refused(table: Path, capsys: pytest.CaptureFixture[str], text: str, said: str) -> None:
-    Path("claims.yaml").write_text(text)
-    assert main(["source=runs.csv", "claims=claims.yaml"]) == 2
-    assert said in capsys.readouterr().err
-    assert not Path("analysis").exists()
-
-
 def test_a_sweep_file_is_a_file_of_claims(tmp_path: Path) -> None:
     path = tmp_path / "sweep.yaml"
     path.write_text("sweep:\n  question: Why?\n  claims: {it: {kind: stable_edge_falls_with_n}}\n")

@@ -262,11 +262,13 @@ def test_text_joins_the_files_in_order(
         ("texts/*", "data.path=texts/empty: is empty"),
         ("texts/dangling", "data.path=texts/dangling: cannot be read"),
         ("texts/binary", "data.path=texts/binary: holds a NUL byte"),
+        ("texts/latin", r"data.path=texts/latin: is not UTF-8 text \(0xe9 on line 2\)"),
     ],
 )
 def test_text_refuses_what_it_cannot_use(pattern: str | None, message: str, texts: Path) -> None:
     (texts / "empty").touch()
     (texts / "binary").write_bytes("text".encode("utf-16"))
+    (texts / "latin").write_bytes("\u00e9\n".encode() + b"caf\xe9\n")
     if pattern == "texts/dangling":
         (texts / "dangling").symlink_to("nowhere")
     if pattern != "texts/binary":

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +121,20 @@ def test_cutting_leaves_the_beginning(tmp_path: Path) -> None:
     assert (tmp_path / "new").read_bytes() == b""
 
 
-def test_what_is_half_written_can_be_told_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def killed(*_: Any) -> None:
-        os._exit(9)
+KILLED_AT_THE_END = """
+import os, sys
+from pathlib import Path
+from stability.tracking import files
+files.os.replace = lambda *_: os.kill(os.getpid(), 9)
+files.write_json(Path(sys.argv[1]), {"schema_version": 1, "never": "whole"})
+"""
 
+
+def test_what_is_half_written_can_be_told_and_removed(tmp_path: Path) -> None:
     write_json(tmp_path / "kept.json", {"schema_version": 1})
-    child = os.fork()
-    if child == 0:
-        monkeypatch.setattr(files.os, "replace", killed)
-        write_json(tmp_path / "kept.json", {"schema_version": 1, "never": "whole"})
-    os.waitpid(child, 0)
+    command = [sys.executable, "-c", KILLED_AT_THE_END, str(tmp_path / "kept.json")]
+    root = Path(__file__).parent.parent
+    assert subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, check=False).returncode == -9
     assert len(os.listdir(tmp_path)) == 2
     remove_partial(tmp_path)
     assert os.listdir(tmp_path) == ["kept.json"]

@@ -13,15 +13,16 @@ PACKAGE = Path(stability.__file__).parent
 
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "errors": (),
+    "untrusted": ("errors",),
     "arms": (),
     "formats": (),
     "cache": ("tracking.files",),
     "typed": ("errors",),
     "config": ("arms", "errors", "typed"),
-    "data": ("cache", "errors", "typed", "tracking"),
+    "data": ("cache", "errors", "typed", "tracking", "untrusted"),
     "model": ("errors", "config"),
     "training": ("errors", "config", "model", "data"),
-    "tracking": ("errors",),
+    "tracking": ("errors", "untrusted"),
     "analysis": (
         "arms",
         "cache",
@@ -33,6 +34,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "tracking.record",
         "tracking.wandb_key",
         "typed",
+        "untrusted",
     ),
     "launching": (
         "analysis",
@@ -46,8 +48,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "tracking",
         "training",
         "typed",
+        "untrusted",
     ),
-    "replication": ("analysis", "errors", "formats", "launching", "tracking"),
+    "replication": ("analysis", "errors", "formats", "launching", "tracking", "untrusted"),
 }
 """What each part of the house may import of the others, beside itself. Entry points may import everything."""
 
@@ -61,11 +64,14 @@ ENTRY_POINTS = {
     "status",
     "workspace",
     "command_line",
+    "config_guard",
     "_plugins",
 }
-MAY_IMPORT_HYDRA = {"run", "command_line", "_plugins"}
+MAY_IMPORT_HYDRA = {"run", "command_line", "config_guard", "_plugins"}
 WITHOUT_JAX = {
     "errors",
+    "untrusted",
+    "config_guard",
     "arms",
     "cache",
     "formats",

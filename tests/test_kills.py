@@ -18,7 +18,8 @@ from random import Random
 import numpy as np
 import pytest
 
-from stability.tracking.record import RunFolder, read_json, read_rows, run_folders
+from stability.tracking.files import read_json
+from stability.tracking.record import RunFolder, read_rows, run_folders
 from tests.kills import (
     PHASES,
     STEPS,

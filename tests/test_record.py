@@ -14,7 +14,7 @@ from stability.errors import InputError
 from stability.tracking import files
 from stability.tracking.files import read_json, without_nonfinite, write_json
 from stability.tracking.record import RunFolder, flatten, read_rows, run_folders
-from stability.tracking.summary import summarise
+from stability.tracking.summary import Results
 
 BROKEN = (math.nan, math.inf, -math.inf)
 
@@ -161,49 +161,71 @@ def test_checkpoints_are_removed_whether_or_not_there_are_any(tmp_path: Path) ->
 # --- results ----------------------------------------------------------------------------------------------------------
 
 
-def losses(initial: float | None, final: float | None) -> list[dict[str, Any]]:
-    return rows(step=[0, 5, 10], loss__validation=[initial, None, final], loss__train=[6.0, 4.0, None])
+ABSENT = object()
+"""What stands for a value that a row does not have."""
+
+
+def losses(initial: Any, final: Any) -> list[dict[str, Any]]:
+    table = rows(step=[0, 5, 10], loss__validation=[initial, ABSENT, final], loss__train=[6.0, 4.0, ABSENT])
+    return [{name: value for name, value in row.items() if value is not ABSENT} for row in table]
 
 
 @pytest.mark.parametrize(
-    ("initial", "final", "status"),
+    ("initial", "final", "status", "bad_step"),
     [
-        (6.0, 2.0, "finished"),
-        (6.0, 6.0, "finished"),
-        (6.0, 6.000001, "diverged"),
-        (6.0, math.nan, "diverged"),
-        (6.0, math.inf, "diverged"),
-        (6.0, None, "diverged"),
-        (None, 2.0, "finished"),
+        (6.0, 2.0, "finished", None),
+        (6.0, 6.0, "finished", None),
+        (6.0, 6.000001, "diverged", None),
+        (6.0, math.nan, "diverged", 10),
+        (6.0, math.inf, "diverged", 10),
+        (6.0, None, "diverged", 10),
+        (6.0, ABSENT, "diverged", None),
+        (math.nan, 2.0, "diverged", 0),
+        (None, 2.0, "diverged", 0),
+        (None, None, "diverged", 0),
+        (ABSENT, 2.0, "finished", None),
     ],
 )
-def test_a_run_diverged_when_its_final_loss_is_no_number_or_above_the_first(
-    initial: float | None, final: float | None, status: str
+def test_a_run_diverged_when_a_validation_loss_is_no_number_or_the_last_above_the_first(
+    initial: Any, final: Any, status: str, bad_step: int | None
 ) -> None:
-    summary = summarise(losses(initial, final), 10, diverged_at=None)
+    """A loss that was not finite is None in a row that was read back."""
+    summary = Results(10, losses(initial, final)).summary(diverged_at=None)
     assert summary["status"] == status
     assert summary["steps"] == 10
-    assert summary["first_bad_step"] is None
-    assert summary["loss_initial"] == initial
-    assert summary["loss_validation"] == (final if final is not None and math.isfinite(final) else None)
+    assert summary["first_bad_step"] == bad_step
+    assert summary["first_bad_observation"] == (None if bad_step is None else "loss/validation")
+    assert summary["loss_initial"] == (initial if initial == 6.0 else None)
+    assert summary["loss_validation"] == (final if isinstance(final, float) and math.isfinite(final) else None)
     assert summary["loss_train"] == 4.0
 
 
 def test_a_run_that_met_a_number_that_is_not_finite_diverged_then_and_has_no_final_loss() -> None:
-    summary = summarise(losses(6.0, 2.0), 10, diverged_at=7)
+    summary = Results(10, losses(6.0, 2.0)).summary(diverged_at=7, first_bad_observation="loss/train")
     assert summary["status"] == "diverged"
     assert (summary["steps"], summary["first_bad_step"], summary["loss_validation"]) == (7, 7, None)
+    assert summary["first_bad_observation"] == "loss/train"
+
+
+@pytest.mark.parametrize(("evaluated", "expected"), [(5, (5, "loss/validation")), (7, (7, "loss/train"))])
+def test_a_validation_loss_that_went_bad_before_the_bad_step_went_bad_first(
+    evaluated: int, expected: tuple[int, str]
+) -> None:
+    table = rows(step=[0, evaluated], loss__validation=[6.0, math.nan])
+    summary = Results(10, table).summary(diverged_at=7, first_bad_observation="loss/train")
+    assert (summary["first_bad_step"], summary["first_bad_observation"]) == expected
+    assert summary["steps"] == 7
 
 
 def test_a_loss_above_the_first_on_the_way_is_no_divergence() -> None:
     way = rows(step=[0, 5, 10], loss__validation=[6.0, 900.0, 3.0])
-    assert summarise(way, 10, diverged_at=None)["status"] == "finished"
+    assert Results(10, way).summary(diverged_at=None)["status"] == "finished"
 
 
 @given(st.lists(st.none() | st.floats(), max_size=8))
 def test_extreme_and_final_observations_are_of_the_finite_ones(observed: list[float | None]) -> None:
     table = rows(step=list(range(len(observed))), attention_logit__max=observed, optimizer__gradient_norm=observed)
-    summary = summarise(table, 10, diverged_at=None)
+    summary = Results(10, table).summary(diverged_at=None)
     finite = [value for value in observed if value is not None and math.isfinite(value)]
     assert summary["attention_logit_max"] == max(finite, default=None)
     assert summary["attention_logit_max_final"] == (finite[-1] if finite else None)
@@ -212,4 +234,4 @@ def test_extreme_and_final_observations_are_of_the_finite_ones(observed: list[fl
 
 
 def test_a_summary_needs_no_rows() -> None:
-    assert summarise([], 10, diverged_at=0)["status"] == "diverged"
+    assert Results(10, []).summary(diverged_at=0)["status"] == "diverged"

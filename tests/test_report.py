@@ -236,21 +236,35 @@ def test_links_lead_to_files_and_records(sweep: Path, tmp_path: Path) -> None:
             assert (folder / unquote(link)).exists(), link
 
 
-def test_nothing_hostile_survives(tmp_path: Path) -> None:
-    folder = make_sweep(tmp_path / "hostile", question=HOSTILE)
+def hostile_sweep(folder: Path) -> Path:
+    """A sweep with hostile words wherever a manifest or a record may have words."""
+    make_sweep(folder, question=HOSTILE)
     for manifest in folder.rglob("sweep.json"):
         content = json.loads(manifest.read_text())
-        content["sweep"] = HOSTILE
+        content["sweep"] = content["source"] = content["ladder"] = HOSTILE
+        content["scales"] = {HOSTILE: SCALES["w32"], "w64": SCALES["w64"]}
         content["commands"][0]["command"] = HOSTILE
         content["quantities"] = {HOSTILE: {"metric": "loss/train"}}
-        content["claims"] = {HOSTILE: content["claims"]["lower_with"]}
+        content["claims"] = {HOSTILE: content["claims"]["lower_with"] | {"paper": HOSTILE}}
+        content["forecasts"] = {HOSTILE: {"quantity": HOSTILE, "n_params": [1e6]}}
         manifest.write_text(json.dumps(content))
-    for config in folder.rglob("config.json"):
-        config.write_text(config.read_text().replace('"none"', json.dumps(HOSTILE)))
-    table = tmp_path / "hostile.csv"
+    for file in (*folder.rglob("config.json"), *folder.rglob("provenance.json")):
+        text = file.read_text().replace('"none"', json.dumps(HOSTILE)).replace('"0.10.2"', json.dumps(HOSTILE))
+        file.write_text(text.replace('"2 CPU cores"', json.dumps(HOSTILE)))
+    return folder
+
+
+def hostile_table(table: Path) -> Path:
+    """A table with hostile words in its header and its cells."""
     cells = {"n_params": [10, 20], "learning_rate": [0.1, 0.1], "loss": [2.0, 2.0], "arm": [HOSTILE, "b"]}
     columns = [HOSTILE, "../../outside", "a/b", "a b", ".", "x" * 300, *(f"column {i}" for i in range(20))]
-    pl.DataFrame({**cells, **{name: [1.0, 2.0] for name in columns}}).write_csv(table)
+    scale = {"scale": [HOSTILE, "s"], "text": [HOSTILE, "no number"]}
+    pl.DataFrame({**cells, **scale, **{name: [1.0, 2.0] for name in columns}}).write_csv(table)
+    return table
+
+
+def test_nothing_hostile_survives(tmp_path: Path) -> None:
+    folder, table = hostile_sweep(tmp_path / "hostile"), hostile_table(tmp_path / "hostile.csv")
     before = set(tmp_path.rglob("*"))
     for source in (folder, table):
         analyze(source, tmp_path / "out" / source.name, figure_formats=["svg"])
@@ -406,11 +420,23 @@ def test_the_table_of_runs_is_sorted_by_a_click(opened: Any, sweep: Path) -> Non
     assert texts[-4:] == ["-"] * 4, "what is not known comes last"
 
 
-def test_hostile_names_do_nothing_in_a_browser(opened: Any, tmp_path: Path) -> None:
-    table = tmp_path / "hostile.csv"
-    pl.DataFrame(
-        {"n_params": [10, 20], "learning_rate": [0.1, 0.1], "loss": [2.0, 2.0], "arm": [HOSTILE, "b"]}
-    ).write_csv(table)
-    analyze(table, tmp_path / "out", figure_formats=())
+@pytest.mark.parametrize("make", [hostile_sweep, hostile_table])
+def test_hostile_names_do_nothing_in_a_browser(make: Any, opened: Any, tmp_path: Path) -> None:
+    analyze(make(tmp_path / "hostile.csv"), tmp_path / "out", figure_formats=())
     tab = opened(tmp_path / "out" / "report.html")
+    assert HOSTILE in tab.inner_text("body"), "shown as words"
+    for box in tab.locator(".controls input").all():
+        box.uncheck()
+        box.check()
+    for header in tab.locator(".sortable th").all()[:4]:
+        header.click()
+    tab.fill("#filter", HOSTILE)
+    chart = tab.locator(".chart canvas").first
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    for x in range(40, int(box["width"]), 15):
+        for y in range(40, int(box["height"]), 25):
+            tab.mouse.move(box["x"] + x, box["y"] + y)  # what a tooltip says is theirs, too
+    assert tab.locator("script").count() == 3
+    assert tab.locator("img, iframe, object, [onerror], [onload], [onclick]").count() == 0
     assert tab.evaluate("window.broken") is None

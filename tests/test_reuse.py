@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from stability.tracking.files import read_json, write_json
 from stability.tracking.record import run_folders
 from tests.conftest import TINY, Command
@@ -46,12 +44,3 @@ def test_unfinished_runs_are_not_lent_and_give_way_to_results(command: Command) 
     assert outcome.code == 0, outcome.err
     assert "Took over 1 result " in outcome.out
     assert json.loads((Path("borrower/runs") / first.name / "summary.json").read_text())["status"] == "finished"
-
-
-@pytest.mark.parametrize("lender", ["nowhere", "empty"])
-def test_a_lender_without_sweeps_is_refused_before_anything_is_written(command: Command, lender: str) -> None:
-    Path("empty").mkdir()
-    outcome = command(*TINY, "output_dir=results/x", f"reuse_from={lender}")
-    assert outcome.code == 2
-    assert f"reuse_from={lender}" in outcome.err
-    assert not Path("results").exists()

@@ -18,7 +18,8 @@ from quick import compile_quickly
 from stability.analysis import max_stable_learning_rate
 from stability.errors import InputError
 from stability.launching import campaign
-from stability.launching.search import cost, first_rates, known, next_rates, searched_points, visited
+from stability.launching.search import cost, first_rates, known, next_rates, visited
+from stability.launching.searched import searched_points
 from stability.status import main as status
 from stability.training import lanes
 from tests.conftest import TINY, Command, Outcome
@@ -333,19 +334,3 @@ def test_a_run_that_fails_ends_its_own_cell_s_search_only(command: Command, monk
     assert status(["results/s"]) == 1
     assert command(*words).code == 0
     assert read("results/s/summary.json")["complete"]
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ([f"{KEY}={{search:bisection,low:1.0,high:0.1,tolerance:2.0}}"], f"{KEY}.low=1.0: is not below high=0.1"),
-        ([f"{KEY}={{low:0.1,high:1.0,tolerance:2.0}}"], f"{KEY}.search"),
-        (["optimizer.weight_decay={search:bisection,low:0.1,high:1.0,tolerance:2.0}"], "optimizer.weight_decay="),
-    ],
-)
-def test_a_bad_search_on_the_command_line_is_one_sentence(command: Command, words: list[str], said: str) -> None:
-    outcome = command(*TINY, *words, "output_dir=results/x")
-    assert outcome.code == 2
-    assert said in outcome.err
-    assert len(outcome.err.splitlines()) == 1
-    assert not Path("results").exists()

@@ -43,7 +43,7 @@ sweep:
 """
 
 
-def start(folder: Path, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def start(folder: Path, cache: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """`python -m stability.run WORDS` in a process of its own, compiled quickly and once for all."""
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in QUICKLY.items())
     more = {
@@ -52,6 +52,7 @@ def start(folder: Path, cache: Path, *words: str) -> subprocess.CompletedProcess
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        **variables,
     }
     command = [sys.executable, "-m", "stability.run", *[word for word in TINY if word != "tracking=files"], *words]
     env = environment(folder / "home", **more)

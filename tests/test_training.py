@@ -671,7 +671,7 @@ class Listener:
     def progress(self, step: int) -> None:
         pass
 
-    def ended(self, *, diverged_at: int | None) -> None:
+    def ended(self, *, diverged_at: int | None, first_bad_observation: str | None = None) -> None:
         self.ends.append(diverged_at)
 
 

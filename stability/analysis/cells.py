@@ -108,10 +108,13 @@ def cells(
         learning_rate_max: leave out larger ones.
 
     Raises:
-        InputError: as `outcomes`, or the range is not one.
+        InputError: as `outcomes`, or the range is not one, or one that holds none of the runs.
     """
     low, high = _range(learning_rate_min, learning_rate_max)
-    in_range = outcomes(table).filter(pl.col("learning_rate").is_between(low, high))
+    runs = outcomes(table)
+    in_range = runs.filter(pl.col("learning_rate").is_between(low, high))
+    if in_range.is_empty() and not runs.is_empty():
+        _refuse_empty_range(runs["learning_rate"], learning_rate_min, learning_rate_max)
     runs_of = in_range.partition_by(*_CELL, as_dict=True)
     keys = table.select(_CELL).unique().sort(_CELL).iter_rows()
     return [_cell(key, runs_of.get(key, in_range.clear())) for key in keys]
@@ -153,6 +156,13 @@ def _range(low: float | None, high: float | None) -> tuple[float, float]:
     if low is not None and high is not None and low > high:
         raise InputError("learning_rate_min", low, f"is above learning_rate_max={high}", "Swap them.")
     return (low or 0.0) * (1 - _ROUNDING), (high or math.inf) * (1 + _ROUNDING)
+
+
+def _refuse_empty_range(rates: pl.Series, low: float | None, high: float | None) -> None:
+    key, value = ("learning_rate_max", high) if low is None else ("learning_rate_min", low)
+    present: list[float] = rates.to_list()
+    problem = f"leaves out every learning rate of the runs, which lie from {min(present):g} to {max(present):g}"
+    raise InputError(key, value, problem, "Widen the range.")
 
 
 def _cell(key: tuple[Any, ...], runs: pl.DataFrame) -> Cell:

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from stability.errors import InputError
+from stability.untrusted.yaml_text import read_yaml
 
 _KEYS = ("quantities", "claims", "forecasts")
 
@@ -34,12 +33,11 @@ def read_definitions(path: str | Path, key: str = "claims") -> Definitions:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path.read_text(encoding="utf-8"), key, path)
     except OSError as error:
         raise InputError(key, path, f"cannot be read ({error.strerror})", "Name a YAML file.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise InputError(key, path, f"is not YAML ({problem})", "Mend it, or name another file.") from None
+    except UnicodeDecodeError as error:
+        raise InputError(key, path, f"is not YAML ({error})", "Mend it, or name another file.") from None
     content = content.get("sweep", content) if isinstance(content, Mapping) else content
     if not isinstance(content, Mapping) or not any(key in content for key in _KEYS):
         problem = "holds neither `claims` nor `quantities` nor `forecasts`"
@@ -48,7 +46,13 @@ def read_definitions(path: str | Path, key: str = "claims") -> Definitions:
     for name, part in parts.items():
         if not isinstance(part, Mapping):
             raise InputError(name, part, f"is no mapping of names (in {path})", "Write NAME: {...} for each.")
-        if reference := _reference(part):
+        try:
+            reference = _reference(part)
+        except RecursionError:
+            raise InputError(
+                key, path, f"has {name} that hold themselves", "Write them out, without * and &."
+            ) from None
+        if reference:
             problem = f"refers to the configuration of a sweep (in {path})"
             raise InputError(name, reference, problem, "Write the value itself, or analyse the sweep's results folder.")
     return Definitions(**parts)

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import polars as pl
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stability.analysis.quantities import Quantity, metric_names, of_metrics
 from stability.analysis.source import COLUMNS, RUN_INDEX, About, History, history_schema
@@ -16,6 +16,11 @@ from stability.errors import InputError
 from stability.tracking import files, record
 
 _Model = TypeVar("_Model", bound=BaseModel)
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+"""What a column of whole numbers can hold."""
+Count = Annotated[int, Field(ge=1, lt=2**63)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SearchState(BaseModel):
@@ -52,15 +57,15 @@ class _Summary(BaseModel):
 
     fingerprint: str
     status: record.Status
-    n_params: int | None = None
-    learning_rate: float | None = None
-    seed: int | None = None
-    data_seed: int | None = None
-    steps: int | None = None
-    loss_initial: float | None = None
-    loss_validation: float | None = None
-    attention_logit_max: float | None = None
-    attention_logit_max_final: float | None = None
+    n_params: Count | None = None
+    learning_rate: Positive | None = None
+    seed: Whole | None = None
+    data_seed: Whole | None = None
+    steps: Whole | None = None
+    loss_initial: Finite | None = None
+    loss_validation: Finite | None = None
+    attention_logit_max: Finite | None = None
+    attention_logit_max_final: Finite | None = None
 
 
 class _Config(BaseModel):
@@ -68,13 +73,14 @@ class _Config(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    learning_rate: float
-    seed: int
-    data_seed: int | None
-    width: int
-    depth: int
-    head_dim: int
-    mlp_ratio: int | float
+    learning_rate: Positive
+    seed: Whole
+    data_seed: Whole | None
+    width: Count
+    depth: Count
+    head_dim: Count
+    mlp_ratio: Count | Positive
+    steps: Count | None = None
 
     @property
     def n_params(self) -> int:
@@ -90,7 +96,16 @@ _CONFIG_KEYS = {
     "depth": "model.depth",
     "head_dim": "model.head_dim",
     "mlp_ratio": "model.mlp_ratio",
+    "steps": "training.steps",
 }
+
+
+class _Provenance(BaseModel):
+    """The part of a run's provenance.json that the analysis reads."""
+
+    model_config = ConfigDict(strict=True)
+
+    starts: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -380,9 +395,10 @@ _TOLD_OF_A_START = (*_SAME_OVER_RUNS, "versions.python", "versions.flax", "versi
 def _made_with(runs: Sequence[_Run]) -> dict[str, tuple[str, ...]]:
     """All values of what the starts of the runs tell, each once, sorted."""
     paths = [run.folder / "provenance.json" for run in runs]
-    starts = [record.flatten(start) for path in paths if path.exists() for start in _content(path).get("starts", [])]
-    found = {key: {str(start[key]) for start in starts if key in start} for key in _TOLD_OF_A_START}
-    return {key: tuple(sorted(values)) for key, values in found.items() if values}
+    found = [_parsed(_Provenance, path, _content(path)) for path in paths if path.exists()]
+    starts = [record.flatten(start) for one in found for start in one.starts]
+    told = {key: {str(start[key]) for start in starts if key in start} for key in _TOLD_OF_A_START}
+    return {key: tuple(sorted(values)) for key, values in told.items() if values}
 
 
 def _mixture_warnings(made_with: Mapping[str, tuple[str, ...]]) -> Iterator[str]:

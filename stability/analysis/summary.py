@@ -28,6 +28,7 @@ from stability.formats import FORMATS, Format
 from stability.tracking.files import SCHEMA_VERSION, remove_partial, without_nonfinite, write_json, write_whole
 from stability.tracking.locks import SWEEP, Locks
 from stability.tracking.record import FIGURES, MANIFEST
+from stability.untrusted.names import refuse_links_out
 
 SUMMARY = "summary.json"
 REPORT = "report.html"
@@ -93,8 +94,8 @@ def analyze(
         early_warning, warnings and the settings: docs/records.md defines every field.
 
     Raises:
-        InputError: an argument or a source is bad, the folder holds the summary of another sweep, or it cannot be
-            written to.
+        InputError: an argument or a source is bad, the folder holds the summary of another sweep or a link that leads
+            out of it, or it cannot be written to.
     """
     output = Path(output_dir)
     with _alone(output):
@@ -194,7 +195,7 @@ def _refuse_other_sweep(path: Path, sweep: str) -> None:
         return
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         content = None
     other = content.get("sweep") if isinstance(content, dict) else None
     if other != sweep:
@@ -213,6 +214,7 @@ def _write(
     report: bool,
 ) -> None:
     folder = output / FIGURES
+    refuse_links_out(output, folder)
     folder.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, dict[str, Any]] = {}
     if formats or report:

@@ -11,6 +11,8 @@ import polars as pl
 from stability.errors import InputError
 
 LARGEST_INT = 2**63 - 1
+LONGEST_WORD = 1000
+"""Characters of a name: it stands in every table and figure. A small compressed file may hold a cell of gigabytes."""
 
 V = TypeVar("V", int, float)
 
@@ -46,7 +48,7 @@ class Column:
         value = self.cells[row]
         column = "" if self.cells.name == self.name else f"column {self.cells.name}, "
         where = f"{column}{self.unit} {self.places[row]} of {self.path}"
-        text = "''" if value is None else repr(value)
+        text = "''" if value is None else repr(value[:LONGEST_WORD] if isinstance(value, str) else value)
         return InputError(self.name, text if len(text) < 80 else f"{text[:70]}...", f"{problem} ({where})", fix)
 
     def reals(self) -> pl.Series:
@@ -113,7 +115,11 @@ def words(cells: pl.Series) -> pl.Series:
     """
     dtype = cells.dtype
     if dtype in (pl.String, pl.Categorical, pl.Enum, pl.Null):
-        stripped = cells.cast(pl.String).str.strip_chars()
+        cells = cells.cast(pl.String)
+        too_long = cells.str.len_chars() > LONGEST_WORD
+        if too_long.any():
+            raise BadCell(_first(too_long), f"has more than {LONGEST_WORD:,} characters", "Write a name.")
+        stripped = cells.str.strip_chars()
         return stripped.set(stripped == "", None)
     if not (dtype.is_numeric() or dtype.is_temporal() or dtype == pl.Boolean):
         raise BadCell(0, f"is of the type {dtype}, which is not text", "Write text or numbers.")

@@ -22,6 +22,8 @@ _BLOCK = 1 << 25
 """Bytes of plain CSV text read at a time."""
 _ROWS = 200_000
 """Rows in a part made by the csv module, or of a Parquet file."""
+_MOST_CELLS = 500_000_000
+"""Of a Parquet file: 4 GB as numbers. A file of some kilobytes may hold a million times as many."""
 _PARQUET = b"PAR1"
 
 
@@ -83,9 +85,14 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 
 def _open_parquet(path: Path) -> TableFile:
     try:
-        header = tuple(pl.scan_parquet(path, glob=False, hive_partitioning=False).collect_schema())
+        scan = pl.scan_parquet(path, glob=False, hive_partitioning=False)
+        header = tuple(scan.collect_schema())
+        height = scan.select(pl.len()).collect().item()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _damaged_parquet(path, error) from error
+    if height * len(header) > _MOST_CELLS:
+        problem = f"has {height:,} rows of {len(header)} columns, and {_MOST_CELLS:,} cells are the most"
+        raise InputError("source", path, problem, "Write fewer steps, or only the columns that are needed.")
     return TableFile(path, header, "row", lambda: _parquet_parts(path))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from stability.analysis.source import size_name
 from stability.tracking.record import TERMINAL
+from stability.untrusted.printable import printable
 
 _MISSING = "-"
 _HEADER = ("scale", "params", "arm", "sensitivity (mean)", "best LR", "highest stable LR", "max attention logit")
@@ -189,6 +190,7 @@ def compact(value: float) -> str:
 
 
 def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rows = [[printable(cell, lines=False) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from stability.tracking.files import SCHEMA_VERSION, write_json
 from stability.tracking.names import RECORD, record_name
 from stability.tracking.record import RUNS, TERMINAL, Row, RunFolder
 from stability.tracking.wandb_key import has_key
+from stability.untrusted.names import folder_name
 
 PREFIX = "wandb:"
 RUNS_A_REQUEST = 100
@@ -150,9 +151,11 @@ def write_records(group: WandbGroup, folder: Path, *, history: bool) -> SweepRec
         history: write the metrics too, which asks W&B for every run's history.
 
     Raises:
-        InputError: W&B cannot be reached any more.
+        InputError: W&B cannot be reached any more, or has a run whose id is no name for a folder.
     """
     for run, record in group.runs:
+        if folder_name(run.id) != run.id:
+            raise InputError("source", group.path, f"holds a run with the id {run.id!r}", "Delete that run.")
         target = RunFolder(folder / RUNS / run.id)
         target.path.mkdir(parents=True)
         header = {"schema_version": SCHEMA_VERSION, "fingerprint": record["fingerprint"]}
@@ -214,7 +217,7 @@ def _record(run: Any, source: str) -> Mapping[str, Any]:
     """What `stability` wrote into a run's config."""
     try:
         record = json.loads(run.config[RECORD])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         record = None
     if not isinstance(record, Mapping) or not ("fingerprint" in record or "sweep" in record):
         raise InputError(

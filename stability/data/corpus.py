@@ -1,6 +1,7 @@
 """Where tokens come from, and which of them are held out. The same bytes give the same tokens and hash everywhere."""
 
 import ast
+import codecs
 import glob
 import hashlib
 import importlib.metadata
@@ -29,6 +30,8 @@ KJV_HASH = "8958d28e5192ed5d29e793c7e0ae05b9c8e898e749823de13d9fe85afbc50543"
 
 VALIDATION_BLOCK_TOKENS = 4096
 VALIDATION_GROUP_BLOCKS = 20
+
+_BLOCK = 1 << 20
 
 Tokens = UInt8[np.ndarray, " tokens"]
 
@@ -66,11 +69,21 @@ def load_corpus(name: Literal["kjv", "text", "shards"], path: str | None = None)
             with an end-of-sequence byte between them. Folders that the pattern matches are passed over.
 
     Raises:
-        InputError: the corpus has no such name; the KJV's package is missing or another version; for `text`, no path,
-            no matching file, or a file that is empty, cannot be read or holds a NUL byte; for `shards`, no path, or a
-            folder that is not what its manifest says.
+        InputError: the corpus has no such name; the KJV's package is missing or another version, or a path is given
+            beside it; for `text`, no path, no matching file, or a file that is empty, cannot be read, is no UTF-8 or
+            holds a NUL byte; for `shards`, no path, or a folder that is not what its manifest says.
     """
+    try:
+        return _load(name, path)
+    except OSError as error:
+        fix = "Check that it is there, and yours to read."
+        raise InputError("data.path", path, f"cannot be read ({error.strerror}: {error.filename})", fix) from None
+
+
+def _load(name: str, path: str | None) -> Corpus | ShardedCorpus:
     if name == "kjv":
+        if path is not None:
+            raise InputError("data.path", path, "says nothing where data.name=kjv", "Add data=text (or data=shards).")
         return _byte_corpus(name, _kjv_text())
     if name == "text":
         return _byte_corpus(name, bytes([END_OF_SEQUENCE]).join(_documents(path)))
@@ -165,7 +178,10 @@ def _documents(path: str | None) -> list[bytes]:
     pattern = Path(path).expanduser()
     if pattern.is_dir():
         raise InputError("data.path", path, "is a folder", f"Set data.path={path.rstrip('/')}/**/*.txt or the like.")
-    matches = glob.glob(str(pattern), recursive=True)
+    try:
+        matches = glob.glob(str(pattern), recursive=True)
+    except ValueError as error:  # a NUL in it
+        raise InputError("data.path", repr(path), f"is no path ({error})", "Correct it.") from None
     # As a user reads paths, folder by folder, and the same on a system that separates them by another character.
     files = sorted((Path(match) for match in matches if not Path(match).is_dir()), key=lambda file: file.parts)
     if not files:
@@ -181,7 +197,22 @@ def _document(file: Path) -> bytes:
         raise InputError("data.path", file, f"cannot be read ({error.strerror})", fix) from error
     if not content:
         raise InputError("data.path", file, "is empty", "Delete it, or leave it out of the pattern.")
+    fix = "Convert it to UTF-8 text, or leave it out of the pattern."
     if END_OF_SEQUENCE in content:
-        fix = "Convert it to UTF-8 text, or leave it out of the pattern."
         raise InputError("data.path", file, "holds a NUL byte, which ends a document here", fix)
+    if (bad := _first_that_is_no_text(content)) is not None:
+        line = content.count(b"\n", 0, bad) + 1
+        raise InputError("data.path", file, f"is not UTF-8 text (0x{content[bad]:02x} on line {line})", fix)
     return content
+
+
+def _first_that_is_no_text(content: bytes) -> int | None:
+    """Where UTF-8 text breaks off, None where it does not; a block at a time, so that no second copy is made."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    for start in range(0, len(content), _BLOCK):
+        kept, end = len(decoder.getstate()[0]), start + _BLOCK
+        try:
+            decoder.decode(content[start:end], end >= len(content))
+        except UnicodeDecodeError as error:
+            return start - kept + error.start
+    return None

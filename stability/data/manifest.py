@@ -189,6 +189,9 @@ def read_manifest(folder: Path, key: str) -> Manifest:
     if found != manifest.corpus:
         problem = f"has been changed: what it lists has the hash {found[:16]}, not corpus={manifest.corpus[:16]}"
         raise InputError(key, path, problem, f"Restore it. {PREPARE_AGAIN}")
+    for name in (*(shard.file for shard in manifest.shards), manifest.tokenizer.file or ""):
+        if name.startswith(("/", "~")) or ".." in name.split("/") or not name.isprintable():
+            raise InputError(key, path, f"lists {name!r}, which is outside its folder", PREPARE_AGAIN)
     highest = 2 ** (8 * manifest.token_dtype.itemsize)
     if not manifest.tokenizer.vocabulary_size <= manifest.vocabulary_size <= highest:
         problem = (

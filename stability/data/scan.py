@@ -18,6 +18,7 @@ from stability.cache import cache_folder
 from stability.data.manifest import MANIFEST, PREPARE_AGAIN, Manifest, Shard
 from stability.errors import InputError
 from stability.tracking.files import SCHEMA_VERSION, read_json, write_json
+from stability.untrusted.printable import tell
 
 BLOCK_BYTES = 1 << 24
 TELL_FROM_BYTES = 1 << 30
@@ -34,7 +35,7 @@ def scan_once(folder: Path, manifest: Manifest, key: str) -> None:
     if _read_stamp(stamp) == state:
         return
     if manifest.bytes > TELL_FROM_BYTES:
-        print(f"Checking {manifest.bytes / 1e9:.1f} GB of tokens in {folder}, once.", file=sys.stderr, flush=True)
+        tell(f"Checking {manifest.bytes / 1e9:.1f} GB of tokens in {folder}, once.", sys.stderr, flush=True)
     scan(folder, manifest, key)
     _write_stamp(stamp, state)
 

@@ -24,6 +24,7 @@ from stability.tracking.locks import Locks
 from stability.tracking.tracker import Background
 from stability.training.lanes import Programs
 from stability.training.loop import Interrupted
+from stability.untrusted.printable import tell
 
 EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
 
@@ -60,7 +61,7 @@ def train_rounds(campaign: Campaign, search: Search) -> int:
             plan_round(folder, campaign.locks, runs, SearchState(number, finished=False))
         if campaign.lender:
             copied = reuse(folder, campaign.locks, unfinished_runs(folder, runs), campaign.lender)
-            print(f"Took over {counted(copied, 'result')} from {campaign.lender}.")
+            tell(f"Took over {counted(copied, 'result')} from {campaign.lender}.")
         name = f"{campaign.sweep}, round {number}" if search.active else campaign.sweep
         code = max(code, _train_all(campaign, name, runs, told))
         if code == EXIT_INTERRUPTED:
@@ -69,7 +70,7 @@ def train_rounds(campaign: Campaign, search: Search) -> int:
         runs, told = search.next(asked, results), search.so_far(asked, results)
     if search.active:
         plan_round(folder, campaign.locks, (), SearchState(number, finished=code == 0))
-        print("\n" + search.found(asked, results))
+        tell("\n" + search.found(asked, results))
     return code
 
 

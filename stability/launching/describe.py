@@ -9,6 +9,7 @@ from stability.launching.devices import Layout
 from stability.launching.memory import Budget, activation_bytes, amount, state_bytes
 from stability.launching.plan import Pack, PlannedRun, group_sizes, pack_runs
 from stability.tracking.console import counted, duration
+from stability.untrusted.printable import printable
 
 
 def describe(
@@ -117,6 +118,7 @@ def _large(count: int) -> str:
 
 def _aligned(table: Sequence[Sequence[str]]) -> list[str]:
     """Columns as wide as they need; words to the left, numbers to the right."""
+    table = [[printable(cell, lines=False) for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return [
         "  ".join(

@@ -17,8 +17,22 @@ from stability.launching.plan import PlannedRun
 from stability.launching.settings import Ladder, Sweep
 from stability.tracking.files import SCHEMA_VERSION, DamagedError, read_json, remove_partial, write_json
 from stability.tracking.locks import LOCKS, SWEEP, Locks
-from stability.tracking.record import DAMAGED, FIGURES, MANIFEST, RUNS, TERMINAL, Row, RunFolder, flatten, run_folders
+from stability.tracking.record import (
+    CHECKPOINTS,
+    DAMAGED,
+    FIGURES,
+    MANIFEST,
+    RUNS,
+    TERMINAL,
+    Row,
+    RunFolder,
+    flatten,
+    run_folders,
+)
 from stability.tracking.standing import damage_of_result, settle, standing
+from stability.tracking.wandb_files import WANDB_FILES
+from stability.typed import from_mapping
+from stability.untrusted.names import refuse_links_out
 
 
 @dataclass(frozen=True)
@@ -77,15 +91,17 @@ def check_folder(path: Path, sweep: str, runs: Sequence[PlannedRun], scales: Sca
     new runs share with the old ones makes it another sweep.
 
     Raises:
-        InputError: the folder holds another sweep or other files, its corpus has changed, or it cannot be written.
+        InputError: the folder holds another sweep or other files, or a link that leads out of it, its corpus has
+            changed, or it cannot be written.
     """
     _check_writable(path)
+    refuse_links_out(path, path / WANDB_FILES, *(path / RUNS / run.folder_name / CHECKPOINTS for run in runs))
     manifest_path = path / MANIFEST
     if not manifest_path.exists():
         if path.is_dir() and any(entry.name != LOCKS for entry in path.iterdir()):
             raise InputError("output_dir", path, "is not empty and holds no sweep of ours", "Name another folder.")
         return None
-    manifest = read_json(manifest_path)
+    manifest = _read_manifest(manifest_path)
     if manifest["sweep"] != sweep:
         problem = f"holds the sweep {manifest['sweep']!r}, and this one is {sweep!r}"
         raise InputError("output_dir", path, problem, "Name another folder with output_dir=.")
@@ -106,6 +122,33 @@ def check_folder(path: Path, sweep: str, runs: Sequence[PlannedRun], scales: Sca
                 f"{path} holds this sweep with {key}={_short(old_values)}: that is another sweep",
                 f"Name another folder with output_dir=, or give both values ({key}=A,B) to compare them as arms.",
             )
+    return manifest
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What extending a sweep relies on."""
+
+    sweep: str
+    sweep_id: str
+    settings: dict[str, list[Any]]
+    scales: dict[str, dict[str, Any]]
+    runs: list[str]
+    commands: list[dict[str, Any]]
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, if what it holds is of the types that it should be."""
+    try:
+        manifest = read_json(path)
+        from_mapping(_Manifest, manifest)
+    except OSError as error:
+        raise InputError("file", path, f"cannot be read ({error.strerror})", "Check its permissions.") from None
+    except InputError as error:
+        if error.key == "file":
+            raise
+        problem = f"is damaged at `{error.key}` ({error.problem})"
+        raise InputError("file", path, problem, "Restore it, or name another output_dir=.") from None
     return manifest
 
 
@@ -203,6 +246,8 @@ def _settings(runs: Sequence[PlannedRun], scales: Scales) -> dict[str, list[Any]
 
 def _check_writable(path: Path) -> None:
     existing = path
+    if "\0" in str(path):
+        raise InputError("output_dir", repr(str(path)), "holds a NUL, which no name of a folder does", "Name another.")
     try:
         while not existing.exists():
             existing = existing.parent

@@ -7,21 +7,29 @@ set in its mapping before it is read into a typed config.
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from stability.arms import REPLICATE_KEYS
 from stability.config import RunConfig
 from stability.errors import InputError
-from stability.launching.search import SEARCHED_KEY, searched_points
+from stability.launching.searched import SEARCHED_KEY, searched_points
 from stability.launching.settings import Execution, Ladder, Selection, Sweep
 from stability.typed import dotted_fields, from_mapping, unknown_key
 
 Axes = dict[str, list[Any]]
+MOST_RUNS = 100_000
+"""Of one grid. Planning them takes a minute; a slip of the pen asks for a million million."""
 RUN_KEYS = tuple(f.name for f in fields(RunConfig))
 EXECUTION_KEYS = tuple(f.name for f in fields(Execution))
 LIST_KEYS = tuple(f.name for f in fields(Execution) if isinstance(f.default, tuple))
 SELECTION_KEYS = tuple(f.name for f in fields(Selection))
+OTHER_KEYS = tuple(
+    dict.fromkeys([*EXECUTION_KEYS, *SELECTION_KEYS, *(k for c in (Execution, Selection) for k, _ in dotted_fields(c))])
+)
+"""All keys beside a run's own, groups among them."""
 PROVENANCE_KEYS = frozenset(key for key, f in dotted_fields(RunConfig) if f.metadata.get("kind") == "provenance")
 
 
@@ -30,6 +38,7 @@ class Request:
     """All that a launch needs, typed: what to run and how.
 
     `searched` are the configs that stand for points of a searched axis only: trained when the search asks for them.
+    `as_written`: the command leaves the arms and scales of the sweep's file as they are there.
     """
 
     sweep: str | None
@@ -39,6 +48,7 @@ class Request:
     execution: Execution
     command: str
     searched: frozenset[RunConfig] = frozenset()
+    as_written: bool = False
 
     @property
     def question(self) -> str:
@@ -86,11 +96,13 @@ def build_request(
     _refuse_unknown(base)
     execution = from_mapping(Execution, _part(base, EXECUTION_KEYS))
     selection = from_mapping(Selection, _part(base, SELECTION_KEYS))
+    _refuse_code(execution.tracking.name, command)
     configs: dict[RunConfig, None] = {}
     listed: set[RunConfig] = set()
     composed: dict[str, Mapping[str, Any]] = {"{}": base}
     for grid in _grids(selection.sweep, command, _searched_by(base)):
         _refuse_sweeping(grid.axes)
+        _refuse_too_many(grid.axes)
         for point in _product(grid.axes):
             chosen = {key: value for key, value in point.items() if key in groups}
             if repr(chosen) not in composed:
@@ -102,7 +114,13 @@ def build_request(
             if not grid.is_searched:
                 listed.add(config)
     searched = frozenset(configs) - listed
-    return Request(sweep, selection.sweep, selection.ladder, tuple(configs), execution, text, searched)
+    as_written = not any(_makes_arms(key) for key in command.axes.keys() | command.fixed)
+    return Request(sweep, selection.sweep, selection.ladder, tuple(configs), execution, text, searched, as_written)
+
+
+def _makes_arms(key: str) -> bool:
+    """Whether a key of the command line may take arms or scales from a sweep, or give it others."""
+    return key in ("scale", "intervention") or (key.split(".")[0] in RUN_KEYS and key not in REPLICATE_KEYS)
 
 
 def _grids(sweep: Sweep, command: CommandLine, searched: Axes) -> Iterator[Grid]:
@@ -119,7 +137,8 @@ def _grids(sweep: Sweep, command: CommandLine, searched: Axes) -> Iterator[Grid]
 
 def _searched_by(base: Mapping[str, Any]) -> Axes:
     """The searched axis that the config itself holds instead of one learning rate: `KEY={search: ...}` in a command."""
-    value = base.get("optimizer", {}).get("learning_rate")
+    optimizer = base.get("optimizer")
+    value = optimizer.get("learning_rate") if isinstance(optimizer, Mapping) else None
     return {SEARCHED_KEY: searched_points(SEARCHED_KEY, value)} if isinstance(value, Mapping) else {}
 
 
@@ -133,7 +152,16 @@ def _values(where: str, key: str, values: Any) -> list[Any]:
     return values
 
 
+MOST_RUNS = 100_000
+"""In one grid: planning so many takes minutes, and no machine trains them; more are a slip."""
+
+
 def _product(axes: Axes) -> Iterator[dict[str, Any]]:
+    count = math.prod(map(len, axes.values()))
+    if count > MOST_RUNS:
+        sizes = ", ".join(f"{key}: {len(values):,} values" for key, values in axes.items() if len(values) > 1)
+        fix = f"Give fewer values, or several sweeps of up to {MOST_RUNS:,} runs."
+        raise InputError("sweep.grids", sizes, f"makes {count:,} runs", fix)
     for values in itertools.product(*axes.values()):
         yield dict(zip(axes, values, strict=True))
 
@@ -154,7 +182,7 @@ def _config(base: Mapping[str, Any], settings: Mapping[str, Any], fixed: frozens
 
 
 def _scale(ladder: Ladder, scale: Any) -> Mapping[str, Any]:
-    if scale not in ladder.scales:
+    if not isinstance(scale, str) or scale not in ladder.scales:
         fix = f"Its scales are {', '.join(ladder.scales) or 'none'}."
         raise InputError("scale", scale, f"is not a scale of the ladder {ladder.name}", fix)
     return ladder.scales[scale]
@@ -177,12 +205,27 @@ def _part(mapping: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
 def _refuse_unknown(mapping: Mapping[str, Any]) -> None:
     for key, value in mapping.items():
         if key not in (*RUN_KEYS, *EXECUTION_KEYS, *SELECTION_KEYS):
-            raise unknown_key(RunConfig, key, value, also=(*EXECUTION_KEYS, *SELECTION_KEYS))
+            raise unknown_key(RunConfig, key, value, also=OTHER_KEYS)
+
+
+def _refuse_code(tracker: str, command: CommandLine) -> None:
+    """A tracker of one's own is code, so whoever runs the command has to ask for it: no sweep file may."""
+    if ":" in tracker and not command.fixed & {"tracking", "tracking.name"}:
+        problem = "is a class to import, and a config file asks for it, not the command"
+        raise InputError("tracking.name", tracker, problem, f"If you trust it, add tracking.name={tracker}.")
+
+
+def _refuse_too_many(axes: Axes) -> None:
+    count = math.prod(len(values) for values in axes.values())
+    if count > MOST_RUNS:
+        sizes = " x ".join(f"{len(values)} {key}" for key, values in axes.items())
+        problem = f"asks for {count:,} runs ({sizes}), and {MOST_RUNS:,} are the most"
+        raise InputError("sweep.grids", ", ".join(axes), problem, "Leave values out, or make several sweeps.")
 
 
 def _refuse_sweeping(axes: Axes) -> None:
     for key, values in axes.items():
-        of_the_sweep = key.split(".")[0] in (*EXECUTION_KEYS, "sweep", "data") and key != "data.seed"
+        of_the_sweep = key.split(".")[0] in (*EXECUTION_KEYS, "sweep", "ladder", "data") and key != "data.seed"
         if of_the_sweep or key in PROVENANCE_KEYS:
             text = ",".join(map(str, values))
             fix = f"Write {key}=[{text}]." if key in LIST_KEYS else "Give one value."

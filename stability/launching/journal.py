@@ -14,6 +14,7 @@ from stability.tracking.record import Row, RunFolder
 from stability.tracking.standing import seal
 from stability.tracking.summary import Results
 from stability.tracking.tracker import Background, TrackedRun
+from stability.untrusted.secrets import redacted
 
 
 @dataclass(frozen=True)
@@ -110,14 +111,15 @@ class RunJournal:
         """Seal the checkpoint: from now on the run goes on from it."""
         seal(self.folder, self.run.fingerprint, step)
 
-    def ended(self, *, diverged_at: int | None) -> None:
+    def ended(self, *, diverged_at: int | None, first_bad_observation: str | None = None) -> None:
         """Write the results, then remove the checkpoints, unless asked not to: a run with results needs none."""
-        self._finish(self.results.summary(diverged_at))
+        self._finish(self.results.summary(diverged_at, first_bad_observation))
         if not self.run.config.training.keep_checkpoint:
             self.folder.remove_checkpoints()
 
     def failed(self, error: str) -> None:
         """A bug, not a result: keep the traceback and go on with the other runs."""
+        error = redacted(error)
         (self.folder.path / "error.txt").write_text(error, encoding="utf-8")
         self._finish({"status": "failed", "steps": None, "error": error.strip().rsplit("\n", 1)[-1]})
 

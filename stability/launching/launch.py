@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stability.analysis import analyze, format_claims, format_forecasts, format_table
-from stability.analysis.claims import parse_claims
+from stability.analysis.claims import check_claims, parse_claims
 from stability.analysis.forecast import parse_forecasts
 from stability.analysis.quantities import parse_quantities
 from stability.config import RunConfig, fingerprint, resolve, validate
@@ -29,6 +29,8 @@ from stability.launching.work import refuse_what_does_not_fit, text_of
 from stability.tracking.locks import Locks
 from stability.tracking.tracker import Background
 from stability.tracking.trackers import TrackerSettings, find_tracker
+from stability.untrusted.names import refuse_way_out
+from stability.untrusted.printable import tell
 
 RESULTS = "results"
 
@@ -49,10 +51,10 @@ def launch(request: Request) -> int:
     except BrokenPipeError:  # nobody reads what is printed
         raise
     except OSError as error:
-        print(
+        tell(
             f"Stopped: the storage failed ({error}). What was recorded before is kept. Mend it, and the same command "
             f"goes on:\n  {request.command}",
-            file=sys.stderr,
+            sys.stderr,
         )
         return EXIT_FAILED
 
@@ -69,9 +71,7 @@ def _launch(request: Request) -> int:
     for run in {(c.training.sequence_length, c.training.batch_size): c for c in configs}.values():
         text_of(parts, run)
     check_folder(path, sweep, runs, request.ladder.scales)
-    parse_claims(request.definition.claims)
-    parse_forecasts(request.definition.forecasts)
-    parse_quantities(request.definition.quantities)
+    _check_definition(request, runs)
     lender = Path(request.execution.reuse_from).expanduser() if request.execution.reuse_from else None
     if lender:
         check_lender(lender)
@@ -89,17 +89,17 @@ def _launch(request: Request) -> int:
     check_mesh([pack.config for pack in packs], layout)
     budget = find_budget(request.execution.memory_limit)
     if request.execution.dry_run:
-        print(describe(runs, unfinished, layout, budget, calibration))
+        tell(describe(runs, unfinished, layout, budget, calibration))
         if search.active:
-            print(search.plan())
-        print(f"Dry run: nothing was trained or written. The results would be in {path}")
+            tell(search.plan())
+        tell(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
     keep_compiled_programs()
     programs = KeptPrograms()
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
-    with Locks(path) as locks:
+    with Locks(path, tell) as locks:
         folder = open_folder(path, locks, sweep, request.definition, search.first(), request.ladder, request.command)
-        with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), print) as tracker:
+        with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
             campaign = Campaign(request, sweep, folder, parts, tracker, lender, programs, layout, budget, locks)
             code = train_rounds(campaign, search)
             if code == EXIT_INTERRUPTED:
@@ -107,7 +107,7 @@ def _launch(request: Request) -> int:
             tracker.settle()
             _analyse(request, folder, tracker)
     for line in tracker.closing_words():
-        print(line)
+        tell(line)
     return code
 
 
@@ -116,12 +116,12 @@ def _analyse(request: Request, folder: SweepFolder, tracker: Background) -> None
     execution, path = request.execution, folder.path
     summary = analyze(path, path, figure_formats=execution.figures, report=execution.report)
     tracker.analysed(tracked_sweep(folder, summary))
-    print("\n" + format_table(summary))
+    tell("\n" + format_table(summary))
     if summary["claims"]:
-        print("\n" + format_claims(summary))
+        tell("\n" + format_claims(summary))
     if summary["quantity_forecasts"]:
-        print("\n" + format_forecasts(summary))
-    print(f"\nResults: {path}   ({'report.html, ' if execution.report else ''}summary.json, analysis/, runs/)")
+        tell("\n" + format_forecasts(summary))
+    tell(f"\nResults: {path}   ({'report.html, ' if execution.report else ''}summary.json, analysis/, runs/)")
 
 
 def planned(request: Request) -> tuple[PlannedRun, ...]:
@@ -137,11 +137,35 @@ def planned(request: Request) -> tuple[PlannedRun, ...]:
 def _name_and_folder(request: Request, runs: Sequence[PlannedRun]) -> tuple[str, Path]:
     """A sweep is named by its file; a command without one by its folder, or by its first run."""
     given = request.execution.output_dir
+    if request.sweep:
+        refuse_way_out("sweep", request.sweep)
     if given is None:
         name = request.sweep or f"run_{runs[0].fingerprint[:8]}"
         return name, Path(RESULTS) / name
     path = Path(given).expanduser()
     return request.sweep or path.absolute().name, path
+
+
+def _check_definition(request: Request, runs: Sequence[PlannedRun]) -> None:
+    """What is to be read from the runs, tested on them and forecast; claims against the arms that there will be."""
+    quantities = parse_quantities(request.definition.quantities)
+    claims = parse_claims(request.definition.claims)
+    parse_forecasts(request.definition.forecasts)
+    if request.as_written:
+        arms = {run.arm: {one.scale for one in runs if one.arm == run.arm} for run in runs}
+        check_claims(claims, arms, quantities)
+
+
+def _refuse_other_facts(config: RunConfig, corpus: Corpus | ShardedCorpus) -> None:
+    """What a config says of its text has to be so; it may say nothing."""
+    facts: list[tuple[str, object, object]] = [
+        ("data.corpus", config.data.corpus, corpus.hash),
+        ("data.vocabulary_size", config.data.vocabulary_size, corpus.vocabulary_size),
+    ]
+    for key, said, found in facts:
+        if said is not None and said != found:
+            fix = "Leave it out; data.name and data.path choose the text."
+            raise InputError(key, said, f"is {found} of the text {corpus.name}", fix)
 
 
 def _resolved(request: Request) -> tuple[Corpus | ShardedCorpus, tuple[RunConfig, ...], frozenset[str]]:
@@ -159,6 +183,7 @@ def _resolved(request: Request) -> tuple[Corpus | ShardedCorpus, tuple[RunConfig
     distinct: dict[str, RunConfig] = {}
     listed: set[str] = set()
     for config in request.configs:
+        _refuse_other_facts(config, corpus)
         resolved = resolve(config, corpus=corpus.hash, vocabulary_size=corpus.vocabulary_size)
         name = fingerprint(resolved)
         distinct.setdefault(name, resolved)

@@ -21,7 +21,11 @@ def check_lender(path: Path) -> None:
     Raises:
         InputError: it is neither a sweep's results folder nor a folder of such.
     """
-    if not any(_sweeps(path)):
+    try:
+        sweeps = any(_sweeps(path))
+    except OSError as error:
+        raise InputError("reuse_from", path, f"cannot be read ({error.strerror})", "Name another.") from None
+    if not sweeps:
         raise InputError(
             "reuse_from", path, "holds no sweep's results", "Name a results folder, or the folder above several."
         )
@@ -63,6 +67,8 @@ def _sweeps(path: Path) -> Iterator[Path]:
 def _result(run: PlannedRun, lenders: Sequence[Path]) -> Path | None:
     for lender in lenders:
         source = RunFolder(lender / RUNS / run.folder_name)
+        if source.path.is_symlink():
+            continue
         with suppress(DamagedError):
             status = (source.read_summary() or {}).get("status")
             if status in TERMINAL and damage_of_result(source, run.fingerprint) is None:
@@ -70,12 +76,17 @@ def _result(run: PlannedRun, lenders: Sequence[Path]) -> Path | None:
     return None
 
 
+def _links(folder: str, names: list[str]) -> list[str]:
+    """The links of a folder: what they lead to is no part of a record, and may be anything of the user's."""
+    return [name for name in names if Path(folder, name).is_symlink()]
+
+
 def _copy(source: Path, target: Path) -> None:
     """Copy aside, then rename: nobody sees a part of a record. What an unfinished run had left there gives way."""
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(dir=target.parent.parent, prefix=".reuse-", suffix=PARTIAL))
     try:
-        record = Path(shutil.copytree(source, aside / source.name))
+        record = Path(shutil.copytree(source, aside / source.name, ignore=_links))
         provenance = read_json(record / "provenance.json")
         copied = {**provenance, "copied_from": source.as_posix()}
         write_json(record / "provenance.json", copied, checksum=True)

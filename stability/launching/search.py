@@ -14,28 +14,19 @@ Every decision is a function of the records of the runs asked for so far. So the
 same questions, finds them answered, and goes on where it stood.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import mean
-from typing import Any, Literal
+from typing import Any
 
 import polars as pl
 
 from stability.analysis import UNSTABLE_EXCESS, cells, max_stable_learning_rate
 from stability.analysis.stable_edge import best_position
 from stability.analysis.terminal import edge_text
-from stability.errors import InputError
 from stability.launching.plan import PlannedRun
-from stability.launching.settings import settings
 from stability.tracking.console import counted
 from stability.tracking.record import TERMINAL
-from stability.typed import Number, Positive, from_mapping
-
-SEARCHED_KEY = "optimizer.learning_rate"
-TOLERANCE_MIN = 1.05
-"""Learning rates are rounded to three digits, which are up to 1 % apart; and seeds differ by more than this."""
 
 BEST_LOSS_DOUBT = 0.1
 """Ours: nats per token by which the loss between the points trained may lie below the best one seen. Without doubt
@@ -44,63 +35,6 @@ up to a fifth of made-up cells got another bracket than their grid; 0.2 costs a 
 
 MANY_POINTS = 17
 """From so many points on, the first round halves the range twice rather than cut it into three."""
-
-
-@settings
-@dataclass(frozen=True, kw_only=True)
-class Bisection:
-    """A searched axis, as a sweep file or a command line says it.
-
-    Attributes:
-        search: how; there is one way.
-        low: the lowest LR of the grid.
-        high: the highest.
-        tolerance: how far apart neighbours on the grid may be at most, as a ratio.
-    """
-
-    search: Literal["bisection"]
-    low: Positive
-    high: Positive
-    tolerance: Number
-
-    @property
-    def points(self) -> list[float]:
-        """The grid: as few LRs as the tolerance allows, of three digits each, evenly spaced in ln LR but for that."""
-        intervals = max(1, math.ceil(math.log(self.high / self.low) / math.log(self.tolerance) - 1e-9))
-        while True:
-            ratio = (self.high / self.low) ** (1 / intervals)
-            inner = [float(f"{self.low * ratio**i:.3g}") for i in range(1, intervals)]
-            rates = [self.low, *inner, self.high]
-            if max(b / a for a, b in itertools.pairwise(rates)) <= self.tolerance * (1 + 1e-9):
-                return rates
-            intervals += 1
-
-
-def searched_points(where: str, values: Mapping[str, Any]) -> list[float]:
-    """The grid of a searched axis.
-
-    Args:
-        where: the axis, as errors name it.
-        values: the fields of `Bisection`.
-
-    Raises:
-        InputError: it is no search, its range is none, or its tolerance is too small.
-    """
-    if not where.endswith(SEARCHED_KEY):
-        raise InputError(where, dict(values), "cannot be searched", f"Search {SEARCHED_KEY}, or list the values.")
-    try:
-        axis = from_mapping(Bisection, values)
-    except InputError as error:
-        raise InputError(f"{where}.{error.key}", error.value, error.problem, _FIX) from None
-    if axis.low >= axis.high:
-        raise InputError(f"{where}.low", axis.low, f"is not below high={axis.high:g}", "Swap them.")
-    if axis.tolerance < TOLERANCE_MIN:
-        problem = f"is below {TOLERANCE_MIN:g}: no seed's edge is known so well"
-        raise InputError(f"{where}.tolerance", axis.tolerance, problem, "Give a ratio of neighbours, such as 1.25.")
-    return axis.points
-
-
-_FIX = "Write {search: bisection, low: LR, high: LR, tolerance: RATIO}, such as low: 0.003, high: 1.0, tolerance: 1.25."
 
 
 # --- one cell -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pydantic import ConfigDict
 
 from stability.formats import FORMATS, Format
 from stability.tracking.console import Progress
-from stability.typed import Bytes, Count, Positive
+from stability.typed import Bytes, Count, Positive, Text
 
 S = TypeVar("S")
 
@@ -26,9 +26,9 @@ class Tracking:
     `name`: `wandb`, `files`, or `MODULE:NAME` of one's own (`stability.tracking.trackers`).
     """
 
-    name: str = "wandb"
-    project: str = "stability"
-    entity: str | None = None
+    name: Text = "wandb"
+    project: Text = "stability"
+    entity: Text | None = None
     mode: Literal["auto", "online", "offline"] = "auto"
     per_head: bool = False
 
@@ -120,8 +120,8 @@ class Execution:
 
     lanes: LanesChoice = "auto"
     mesh: MeshSettings = field(default_factory=MeshSettings)
-    output_dir: str | None = None
-    reuse_from: str | None = None
+    output_dir: Text | None = None
+    reuse_from: Text | None = None
     dry_run: bool = False
     memory_limit: Bytes | None = None
     calibrate: bool = False

@@ -22,6 +22,7 @@ from stability.tracking.record import Row
 from stability.training.checkpoint import Checkpoints
 from stability.training.lanes import Program, Programs
 from stability.training.loop import Interrupted, Lane, train
+from stability.untrusted.printable import tell
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def refuse_what_does_not_fit(
         _refuse_above(budget, pack, state_bytes(pack.config) // layout.fsdp, "for parameters and optimizer alone")
     for pack in packs:
         if DOUBTFUL * layout.memory(pack.config, 1) > budget.limit:
-            print(f"{pack.runs[0].title}: about as much memory as there is ({budget}); compiling it to know.")
+            tell(f"{pack.runs[0].title}: about as much memory as there is ({budget}); compiling it to know.")
             shape = text_of(parts, pack.config).validation_MxBxT1.shape
             program = programs.get(pack.config, layout.seats(1), shape, layout.mesh(1))
             _refuse_above(

@@ -72,7 +72,9 @@ class Transformer(nnx.Module):
     ) -> tuple[Float[Array, "S V"], Observations]:
         """See `apply`."""
         time = tokens_BxT.shape[1]
-        x_SxD = self.embedding[...].astype(config.training.precision)[tokens_BxT.reshape(-1)]
+        embedding = self.embedding[...].astype(config.training.precision)
+        # A token outside the vocabulary makes NaN, which is seen; plain indexing would read another token's row.
+        x_SxD = embedding.at[tokens_BxT.reshape(-1)].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         observations: Observations = {}
         for name, block in self.blocks.items():
             x_SxD, seen = block(x_SxD, config, time, observe)

@@ -4,10 +4,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import yaml
-
 from stability.errors import InputError
 from stability.replication import PAPER
+from stability.untrusted.yaml_text import read_yaml
 
 _PLACE = re.compile(r"(Section|Appendix) ([\w.]+?)(?:, Figures? ([\w.]+))?(?:[, ]|$)")
 
@@ -45,10 +44,9 @@ def chosen(experiments: Sequence[str], names: Sequence[str]) -> list[str]:
 
 def _source(path: Path) -> str:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        problem = " ".join(str(error).split())
-        raise InputError("file", path, f"is not YAML ({problem})", "Mend it.") from None
+        content = read_yaml(path.read_text(encoding="utf-8"), "file", path)
+    except UnicodeDecodeError as error:
+        raise InputError("file", path, f"is not YAML ({error})", "Mend it.") from None
     sweep = content.get("sweep") if isinstance(content, Mapping) else None
     return str(sweep.get("source", "")) if isinstance(sweep, Mapping) else ""
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from stability.analysis.terminal import interval_text
 from stability.tracking.console import counted, duration
+from stability.untrusted.printable import printable
 
 _INTRODUCTION = """\
 # The replication card
@@ -27,11 +28,24 @@ def page(card: Mapping[str, Any], json_name: str) -> str:
         card: as `card.replaced` gives it.
         json_name: the card's file, beside the page.
     """
+    card = _harmless(card)
     introduction = _INTRODUCTION.format(paper=card["paper"], level=round(100 * card["interval_level"]), json=json_name)
     blocks = [introduction, *_ladders(card), *_overview(card)]
     for sweep in card["sweeps"]:
         blocks += _sweep(sweep, list(card["ladders"]))
     return "\n\n".join(blocks) + "\n"
+
+
+def _harmless(content: Any) -> Any:
+    """The same values, with nothing in a text that Markdown would make more of than words on one line."""
+    if isinstance(content, str):
+        line = " ".join(printable(content).split())
+        for mark, words in (("<", "&lt;"), ("`", "'"), ("](", "]\\("), ("]:", "]\\:")):
+            line = line.replace(mark, words)
+        return line
+    if isinstance(content, Mapping):
+        return {_harmless(key): _harmless(value) for key, value in content.items()}
+    return [_harmless(one) for one in content] if isinstance(content, list) else content
 
 
 def _ladders(card: Mapping[str, Any]) -> Iterator[str]:

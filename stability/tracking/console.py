@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TextIO
 
 from stability.tracking.record import Row
+from stability.untrusted.printable import shown
 
 Progress = Literal["auto", "live", "lines", "quiet"]
 """A table that is redrawn, plain lines, or only what has to be said; `auto` is live in a terminal, lines elsewhere."""
@@ -71,7 +72,7 @@ class Console:
         if self._open_line:
             self.out.write("\r\x1b[K")
             self._open_line = False
-        self.out.write(text + "\n")
+        self.out.write(shown(text) + "\n")
         self.out.flush()
 
     def started(self, fingerprints: Sequence[str]) -> None:
@@ -96,7 +97,7 @@ class Console:
         self._said = now
         line = ", ".join(part for part in (f"{self._count()} {title}: step {step}/{steps}", self._left()) if part)
         if self.out.isatty():
-            self.out.write(f"\r\x1b[K{line}")
+            self.out.write(f"\r\x1b[K{shown(line, lines=False)}")
             self.out.flush()
             self._open_line = True
         else:
@@ -106,6 +107,7 @@ class Console:
         """A run is over: what it came to."""
         self._end(fingerprint)
         self._said = time.perf_counter()
+        title = shown(title, lines=False)
         if summary["status"] == "failed":
             self.say(f"{self._count()} {title:<44} failed: {summary['error']}")
             return

@@ -17,12 +17,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stability.errors import InputError
+from stability.untrusted.secrets import without_secrets
 
 SCHEMA_VERSION = 1
 CHECKSUM = "sha256"
 """The key under which a JSON file of ours carries the checksum of all its other keys."""
 PARTIAL = ".partial"
 """How the names of files and folders end that are not whole yet."""
+
+DEEPEST = 50
+"""Objects and arrays within each other in a JSON file of ours; what reads one may go through it by recursion."""
 
 _BLOCK = 1 << 20
 
@@ -79,18 +83,19 @@ def without_nonfinite(value: Any) -> Any:
 
 
 def write_json(path: Path, content: Mapping[str, Any], *, checksum: bool = False) -> None:
-    """Replace `path` by `content` in one step, as `write_whole` does.
+    """Replace `path` by `content`, secrets in it hidden, in one step, as `write_whole` does.
 
     Args:
         path: the file.
         content: what JSON can hold; numbers that are not finite become null.
         checksum: whether the file carries its own, so that `read_json` sees any later change.
     """
-    content = without_nonfinite(content)
+    plain = without_secrets(without_nonfinite(content))
     if checksum:
-        content = {**content, CHECKSUM: _checksum(content)}
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-    write_whole(path, f"{text}\n".encode())
+        plain = {**plain, CHECKSUM: _checksum(plain)}
+    text = json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False)
+    # What was no UTF-8 on a command line is half of a surrogate pair, which JSON can write as an escape.
+    write_whole(path, f"{text}\n".encode("utf-8", "backslashreplace"))
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -154,9 +159,13 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: another version of this program wrote it.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DamagedError("file", path, f"is not valid JSON ({error})", "Restore it, or delete its folder.") from error
+    if text.count("{") + text.count("[") > DEEPEST and _depth(content) > DEEPEST:
+        problem = f"nests more than {DEEPEST} objects and arrays within each other"
+        raise DamagedError("file", path, problem, "Restore it, or delete its folder.")
     if not isinstance(content, dict):
         raise DamagedError("file", path, "holds no JSON object", "Restore it, or delete its folder.")
     if CHECKSUM in content and content.pop(CHECKSUM) != _checksum(content):
@@ -187,8 +196,17 @@ def remove(path: Path) -> None:
 
 
 def _checksum(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _depth(content: Any) -> int:
+    """How many objects and arrays of a JSON value stand within each other."""
+    depth, level = 0, [content]
+    while level := [one for one in level if isinstance(one, dict | list)]:
+        depth += 1
+        level = [child for one in level for child in (one.values() if isinstance(one, dict) else one)]
+    return depth
 
 
 def _write_all(file: BinaryIO, content: bytes) -> None:

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from stability.tracking.console import SAY_EVERY_S, Console, Progress, QuietConsole, number
 from stability.tracking.record import TERMINAL, Row
+from stability.untrusted.printable import shown
 
 _LINES_AROUND_THE_ROWS = 7
 """Header, rules, the bar, and some of what was said before."""
@@ -86,7 +87,7 @@ class LiveConsole(Console):
 
     def say(self, text: str) -> None:
         """Print a line above the table."""
-        self._terminal.print(Text(text), soft_wrap=True)
+        self._terminal.print(Text(shown(text)), soft_wrap=True)
 
     def started(self, fingerprints: Sequence[str]) -> None:
         """Mark them as about to train."""
@@ -153,7 +154,8 @@ class LiveConsole(Console):
         for line in self._window():
             facts, colour = line.facts, _COLOURS.get(line.status, "" if line.status else "dim")
             numbers = (f"{facts.learning_rate:g}", str(facts.seed), number(line.loss), number(line.attention_logit_max))
-            table.add_row(facts.arm, facts.scale, *numbers, Text(line.status or "waiting", colour), style=colour and "")
+            names = (shown(name, lines=False) for name in (facts.arm, facts.scale))
+            table.add_row(*names, *numbers, Text(line.status or "waiting", colour), style=colour and "")
         return Group(Text(""), table, self._bar())
 
     def _window(self) -> list[_Line]:

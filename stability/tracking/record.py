@@ -37,6 +37,7 @@ from typing import Any, BinaryIO, Literal
 from stability.errors import InputError
 from stability.tracking.files import (
     SCHEMA_VERSION,
+    DamagedError,
     append,
     measure,
     read_json,
@@ -49,6 +50,7 @@ MANIFEST = "sweep.json"
 RUNS = "runs"
 DAMAGED = "damaged"
 FIGURES = "analysis"
+CHECKPOINTS = "checkpoints"
 
 Status = Literal["finished", "diverged", "failed", "running"]
 TERMINAL: frozenset[str] = frozenset({"finished", "diverged"})
@@ -77,7 +79,7 @@ class RunFolder:
     @property
     def checkpoints(self) -> Path:
         """Where Orbax keeps the unfinished run's state."""
-        return self.path / "checkpoints"
+        return self.path / CHECKPOINTS
 
     @property
     def summary(self) -> Path:
@@ -130,21 +132,51 @@ class RunFolder:
 
     def read_config(self) -> dict[str, Any]:
         """The run's scientific config, nested."""
-        config: dict[str, Any] = read_json(self.config)["config"]
+        config: dict[str, Any] = _part(self.config, "config", dict)
         return config
 
     def read_provenance(self) -> list[dict[str, Any]]:
         """One entry for each time the run was started."""
-        starts: list[dict[str, Any]] = read_json(self.provenance)["starts"]
+        starts: list[dict[str, Any]] = _part(self.provenance, "starts", list)
         return starts
 
 
+def _part(path: Path, key: str, kind: type) -> Any:
+    """What a JSON file of ours holds under a key."""
+    part = read_json(path).get(key)
+    if not isinstance(part, kind):
+        raise DamagedError("file", path, f"is damaged at `{key}`", "Restore it, or delete its folder.")
+    return part
+
+
 def read_rows(path: Path) -> list[Row]:
-    """The whole rows of a metrics file, oldest first; a last line without its newline was cut off and is left out."""
+    """The whole rows of a metrics file, oldest first; a last line without its newline was cut off and is left out.
+
+    Raises:
+        InputError: a line is no row.
+    """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_row(line, path, number) for number, line in enumerate(lines, 1)]
+
+
+def _row(line: bytes, path: Path, number: int) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not _is_step(row.get("step")) or not set(map(type, row.values())) <= _CELLS:
+        raise InputError("file", path, f"holds no row of metrics on line {number}", "Restore it, or delete its folder.")
+    return row
+
+
+_CELLS = {int, float, type(None)}
+_LAST_STEP = 2**63 - 1
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _LAST_STEP
 
 
 class Metrics(AbstractContextManager["Metrics"]):
@@ -181,7 +213,7 @@ class Metrics(AbstractContextManager["Metrics"]):
         start, end = self._range(first_step, last_step)
         try:
             return [json.loads(line) for line in self._read(start, end).split(b"\n")[:-1]]
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self._damaged("a line that is no JSON") from None
 
     def values(self, metric: str, first_step: int = 0, last_step: int | None = None) -> Iterator[float | None]:
@@ -307,9 +339,12 @@ class Metrics(AbstractContextManager["Metrics"]):
         if match := _STEP.match(line):
             return int(match[1])
         try:
-            return int(json.loads(line)["step"])
-        except (ValueError, TypeError, KeyError):
-            raise self._damaged("a line without a step") from None
+            step = json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            step = None
+        if not _is_step(step):
+            raise self._damaged("a line without a step")
+        return int(step)
 
     def _values(self, block: bytes, metric: str) -> list[float | None]:
         key = json.dumps(metric).encode()
@@ -340,7 +375,7 @@ _ROWS_A_SAMPLE = 3
 """Rows read for each that `Metrics.sample` gives: some of them hold none of its metrics."""
 _BLOCK = 1 << 14
 """Bytes read at a time: some rows."""
-_STEP = re.compile(rb'\{"step": (\d+)[,}]')
+_STEP = re.compile(rb'\{"step": (\d{1,18})[,}]')
 _VALUE = re.compile(rb"\s*:\s*([^,}\s]+)")
 
 

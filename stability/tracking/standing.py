@@ -153,8 +153,6 @@ def damage_of_result(run: RunFolder, fingerprint: str) -> str | None:
         return _words(error)
     except FileNotFoundError as error:
         return f"{error.filename} is missing"
-    except (KeyError, TypeError):
-        return f"{run.path} holds a file of another shape"
     if summary.get("fingerprint") != fingerprint:
         return f"{run.path / 'summary.json'} is of the run {summary.get('fingerprint')}"
     expected = Measure.read(summary.get("metrics"))

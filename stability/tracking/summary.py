@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 
 from stability.tracking.record import Row, Status
 
+VALIDATION = "loss/validation"
 _LAST_OF = {
     "loss_train": "loss/train",
     "attention_logit_max_final": "attention_logit/max",
@@ -27,6 +28,7 @@ class Results:
         self._steps = steps
         self._last: dict[str, float] = {}
         self._validation: dict[float, float] = {}
+        self._bad_validation: float | None = None
         self._attention_logit_max: float | None = None
         for row in rows:
             self.add(row)
@@ -39,36 +41,41 @@ class Results:
         if _is_finite(value := row.get("attention_logit/max")):
             known = self._attention_logit_max
             self._attention_logit_max = value if known is None else max(value, known)
-        value, step = row.get("loss/validation"), row["step"]
-        if value is not None and step is not None and step in (0, self._steps):
-            self._validation[step] = value
+        step = row["step"]
+        if VALIDATION in row and step is not None:
+            if _is_finite(value := row[VALIDATION]):
+                self._validation[step] = value
+            elif self._bad_validation is None:  # null in rows that were read back
+                self._bad_validation = step
 
-    def summary(self, diverged_at: int | None) -> dict[str, Any]:
+    def summary(self, diverged_at: int | None, first_bad_observation: str | None = None) -> dict[str, Any]:
         """What the run came to: status, losses, extreme and final observations.
 
-        A run is diverged when its loss or parameters were non-finite at any step, or its final validation loss is above
-        the loss at initialisation (arXiv 2309.14322, Section 2.2).
+        A run is diverged when its loss (that of validation, too), gradient or parameters were non-finite at any step,
+        or its final validation loss is above the loss at initialisation (arXiv 2309.14322, Section 2.2).
 
         Args:
-            diverged_at: the first step whose loss or updated parameters were not finite, None where there was none.
+            diverged_at: the first step whose loss, gradient or updated parameters were not finite, None where there was
+                none.
+            first_bad_observation: what of that step went bad first, None where that is not known.
         """
-        initial = self._validation_at(0)
-        final = None if diverged_at is not None else self._validation_at(self._steps)
+        initial = self._validation.get(0)
+        final = None if diverged_at is not None else self._validation.get(self._steps)
         worse = final is None or (initial is not None and final > initial)
-        status: Status = "diverged" if diverged_at is not None or worse else "finished"
+        bad_step: float | None = diverged_at
+        if self._bad_validation is not None and (diverged_at is None or self._bad_validation < diverged_at):
+            bad_step, first_bad_observation = self._bad_validation, VALIDATION
+        status: Status = "diverged" if bad_step is not None or worse else "finished"
         return {
             "status": status,
             "steps": self._steps if diverged_at is None else diverged_at,
-            "first_bad_step": diverged_at,
+            "first_bad_step": bad_step,
+            "first_bad_observation": first_bad_observation,
             "loss_initial": initial,
             "loss_validation": final,
             "attention_logit_max": self._attention_logit_max,
             **{field: self._last.get(metric) for field, metric in _LAST_OF.items()},
         }
-
-    def _validation_at(self, step: int) -> float | None:
-        value = self._validation.get(step)
-        return value if _is_finite(value) else None
 
 
 def _is_finite(value: float | int | None) -> TypeGuard[float]:

@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stability.tracking.record import Row
+from stability.untrusted.secrets import redacted
 
 QUEUE_LIMIT = 10_000
 """Events that may wait: some 100 MB of rows with 200 numbers each."""
+LINE_CHARACTERS = 300
+"""What a library says of its failure may be a page of HTML."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,13 @@ class TrackedSweep:
     tables: Mapping[str, Sequence[Mapping[str, Any]]]
 
 
+class CarriedOn(Exception):
+    """A tracker's call was carried out, though not as it was asked for: the message says how, in one line.
+
+    `Background` says it and goes on, where any other exception ends the tracking.
+    """
+
+
 class Tracker(Protocol):
     """Follows a sweep. Its methods may block and raise: wrap it in `Background` to train with it.
 
@@ -92,6 +102,12 @@ class Tracker(Protocol):
 
     def closing_words(self) -> Sequence[str]:
         """After `close`: lines for the terminal, such as where to look now. Must not block."""
+
+
+def one_line(error: BaseException) -> str:
+    """An exception's kind and message on one line of moderate length, without keys and tokens."""
+    text = redacted(" ".join(f"{type(error).__name__}: {error}".split()).removesuffix(":"))
+    return text if len(text) <= LINE_CHARACTERS else f"{text[:LINE_CHARACTERS]}..."
 
 
 class NoTracker:
@@ -123,11 +139,12 @@ class Background:
     A `with` statement closes it at its end, unless it is left by an interrupt.
 
     At the first call that raises, or when more than `queue_limit` events wait, one line is said and the tracker gets
-    nothing more than `close`.
+    nothing more than `close`. `CarriedOn` is no failure: its line is said, and that is all.
 
     Args:
         tracker: whom to call.
-        warn: takes one line of text; called at most once for a failure and once by `close`, from either thread.
+        warn: takes one line of text; called at most once for a failure, once by `close` and for each `CarriedOn`, from
+            either thread.
         queue_limit: how many events may wait for a slow tracker.
     """
 
@@ -229,14 +246,15 @@ class Background:
     def _attempt(self, call: Callable[[], None]) -> None:
         try:
             call()
+        except CarriedOn as news:
+            self._say(str(news))
         except BaseException as error:  # a library that calls sys.exit in its thread is caught too
-            self._disable(": ".join(filter(None, (type(error).__name__, str(error)))))
+            self._disable(one_line(error))
 
     def _disable(self, reason: str) -> None:
         if self._enabled:
             self._enabled = False
-            line = " ".join(reason.split())
-            self._say(f"Tracking is off for the rest of this session, training goes on ({line}).")
+            self._say(f"Tracking is off for the rest of this session, training goes on ({reason}).")
 
     def _say(self, line: str) -> None:
         with contextlib.suppress(Exception):

@@ -68,7 +68,7 @@ def _imported(name: str) -> Factory:
         raise InputError("tracking.name", name, "there is no such tracker", f"It is {known}, or MODULE:NAME of yours.")
     try:
         factory: Factory = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, SyntaxError, ValueError, TypeError) as error:  # the last two: no such name
         raise InputError(
             "tracking.name", name, f"cannot be imported ({error})", f"Name MODULE:NAME on the Python path, or {known}."
         ) from error

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,13 @@ from stability.tracking.console import counted
 from stability.tracking.files import without_nonfinite
 from stability.tracking.highlights import Highlights
 from stability.tracking.names import RECORD, tracked_name
-from stability.tracking.record import TERMINAL, Row
-from stability.tracking.tracker import TrackedRun, TrackedSweep
+from stability.tracking.record import TERMINAL, Row, RunFolder, read_rows
+from stability.tracking.tracker import CarriedOn, TrackedRun, TrackedSweep, one_line
 from stability.tracking.wandb_analysis import analysis_config, content_digest, log_analysis
 from stability.tracking.wandb_files import WANDB_FILES, put_aside, unsent_runs
 from stability.tracking.wandb_key import QUIET, has_key
+from stability.tracking.wandb_service import Losses, end_service
+from stability.untrusted.secrets import redacted, without_secrets
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 ResolvedMode = Literal["online", "offline", "disabled", "shared"]
@@ -34,12 +36,17 @@ TAG_CHARACTERS = 64
 NAME_CHARACTERS = 128
 ANALYSIS_SENT = "analysis_sent"
 """A file that tells which analysis W&B has, so that a command which changes nothing sends nothing."""
-FINISH_TIMEOUT_S = 60.0
-"""How long the end of a run, and of the process, may wait for uploads. What is late stays on disk for `wandb sync`."""
+INIT_TIMEOUT_S = 20.0
+"""How long W&B's server may take to accept a run. Training does not wait for it; the end of a short command may."""
+FINISH_TIMEOUT_S = 30.0
+"""How long the end of a run, and of the process, may wait for uploads. What is late is written for `wandb sync`."""
 
 RUN_SETTINGS: dict[str, Any] = {
     **QUIET,
     "x_disable_stats": True,
+    # The command line as it was typed, keys in it included. Our own record and config have what matters of it.
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
     "disable_git": True,
     "disable_code": True,
     "save_code": False,
@@ -47,6 +54,7 @@ RUN_SETTINGS: dict[str, Any] = {
     "x_save_requirements": False,
     "label_disable": True,
     "symlink": False,
+    "init_timeout": INIT_TIMEOUT_S,
     "finish_timeout": FINISH_TIMEOUT_S,
     "finish_timeout_raises": True,
     # W&B's stop button interrupts the main thread, and with it every other run of the process.
@@ -62,6 +70,9 @@ class WandbTracker:
     on from a checkpoint keeps its id and has every row once: online it gets those that W&B's server does not hold yet,
     offline all of them in a file that takes the place of the earlier ones (docs/wandb.md).
 
+    Where W&B fails, it is tried offline: the runs under way are written anew from their records, and those that follow
+    go there too (docs/reliability.md). Where it fails again, the call raises.
+
     Args:
         project: W&B project.
         entity: user or team; None for W&B's own default.
@@ -76,14 +87,72 @@ class WandbTracker:
         self._per_head = per_head
         self._runs: dict[str, _OpenRun] = {}
         self._group_url: str | None = None
+        self._is_fallback = False
+        self._losses = Losses()
 
     def start(self, run: TrackedRun) -> None:
         """Open the run on W&B.
 
         Raises:
-            InputError: it should be online and no API key is configured.
-            Exception: whatever W&B raises when it cannot be reached or used.
+            CarriedOn: as all calls: W&B failed, and from here on the sweep is tracked offline.
+            Exception: whatever W&B raises when it cannot be used offline either.
         """
+        self._carry_out(lambda: self._start(run, run.rows))
+
+    def log(self, run_id: str, row: Row) -> None:
+        """Send one row, unless W&B holds it already. A run that was not started is passed over."""
+        if run_id in self._runs:
+            self._carry_out(lambda: self._runs[run_id].log(row, per_head=self._per_head))
+
+    def finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
+        """Send summary and highlights and end the run: tagged `diverged` if it did, failed unless it has a result."""
+        if run_id in self._runs:
+            self._carry_out(lambda: self._finish(run_id, summary))
+
+    def analysed(self, sweep: TrackedSweep) -> None:
+        """Add the sweep's run of job type `analysis`, unless W&B has it already."""
+        self._carry_out(lambda: self._analysed(sweep))
+
+    def close(self) -> None:
+        """End, as interrupted, the runs that are still open; the same run may be started again later."""
+        self._carry_out(self._interrupt)
+
+    def _carry_out(self, call: Callable[[], None]) -> None:
+        """Do it; where W&B fails, offline, and so all that comes after.
+
+        Raises:
+            CarriedOn: it was done, offline.
+            Exception: it failed, and W&B had failed before.
+        """
+        try:
+            self._refuse_losses()
+            call()
+        except (Exception, SystemExit) as error:  # W&B has many kinds, and none is worth a run
+            if self._is_fallback:
+                raise
+            self._fall_back()
+            call()
+            raise CarriedOn(
+                f"W&B failed ({one_line(error)}). Training goes on, and is tracked offline from here on: "
+                "the end says how to send it."
+            ) from error
+
+    def _refuse_losses(self) -> None:
+        """Take uploads that W&B has given up for a failure; what it says of them after the fall-back is no news."""
+        if not self._is_fallback:
+            self._losses.refuse()
+
+    def _fall_back(self) -> None:
+        """Go on offline: the runs that are open are written anew, from their records, and whole."""
+        self._is_fallback, self._mode = True, "offline"
+        interrupted, self._runs = self._runs, {}
+        end_service()
+        for run in interrupted.values():
+            # A row is recorded before it is tracked, so the record has all that W&B was given.
+            rows = read_rows(RunFolder(run.tracked.folder).metrics) or run.tracked.rows
+            self._start(run.tracked, rows[: run.given])
+
+    def _start(self, run: TrackedRun, rows: Sequence[Row]) -> None:
         config = {**run.config, RECORD: json.dumps(without_nonfinite(run.record))}
         opened = self._open(run.id, run.name, run.group, run.job_type, run.tags, config)
         if opened is None:
@@ -91,26 +160,23 @@ class WandbTracker:
         for axis in ("step", "tokens"):
             opened.define_metric(axis, hidden=True)
         opened.define_metric("*", step_metric="step")
-        self._runs[run.id] = _OpenRun(opened, held=opened.step - 1)
-        for row in run.rows:
-            self.log(run.id, row)
+        open_run = _OpenRun(run, opened, held=opened.step - 1)
+        for row in rows:
+            open_run.log(row, per_head=self._per_head)
+        self._runs[run.id] = open_run
 
-    def log(self, run_id: str, row: Row) -> None:
-        """Send one row, unless W&B holds it already. A run that was not started is passed over."""
-        if run := self._runs.get(run_id):
-            run.log(row, per_head=self._per_head)
+    def _finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
+        self._runs[run_id].finish(summary)
+        self._refuse_losses()
+        del self._runs[run_id]
 
-    def finish(self, run_id: str, summary: Mapping[str, Any]) -> None:
-        """Send summary and highlights and end the run: tagged `diverged` if it did, failed unless it has a result."""
-        if run := self._runs.pop(run_id, None):
-            run.finish(summary)
+    def _interrupt(self) -> None:
+        for run_id in list(self._runs):
+            self._runs[run_id].run.finish(exit_code=1)
+            self._refuse_losses()
+            del self._runs[run_id]
 
-    def analysed(self, sweep: TrackedSweep) -> None:
-        """Add the sweep's run of job type `analysis`, unless W&B has it already.
-
-        Raises:
-            InputError, Exception: as `start`.
-        """
+    def _analysed(self, sweep: TrackedSweep) -> None:
         sent = self._folder / WANDB_FILES / ANALYSIS_SENT
         digest = content_digest(sweep, self._project, self._entity)
         if self._mode == "disabled" or (sent.exists() and sent.read_text(encoding="utf-8") == digest):
@@ -120,12 +186,8 @@ class WandbTracker:
             return
         log_analysis(opened, sweep)
         opened.finish()
+        self._refuse_losses()
         sent.write_text(digest, encoding="utf-8")
-
-    def close(self) -> None:
-        """End, as interrupted, the runs that are still open; the same run may be started again later."""
-        for run_id in list(self._runs):
-            self._runs.pop(run_id).run.finish(exit_code=1)
 
     def closing_words(self) -> Sequence[str]:
         """Where the sweep is on W&B, and the commands that send or show the runs that are on this disk only."""
@@ -151,19 +213,22 @@ class WandbTracker:
         # W&B's service process keeps its log here, else in the home folder, which a batch node may not let it write.
         os.environ.setdefault("WANDB_CACHE_DIR", str(self._folder / WANDB_FILES / "cache"))
         os.environ.setdefault("WANDB_DATA_DIR", str(self._folder / WANDB_FILES / "data"))
+        # It would send reports of its own failures to W&B, and print on our terminal where it cannot.
+        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         mode = resolve_mode(self._mode)
         if mode == "disabled":
             return None
         put_aside(self._folder, id_)
+        self._losses.listen()
         opened = wandb.init(
             project=self._project,
             entity=self._entity,
             id=id_,
-            name=name[:NAME_CHARACTERS],
+            name=redacted(name)[:NAME_CHARACTERS],
             group=group[:NAME_CHARACTERS],
             job_type=job_type,
-            tags=[tag[:TAG_CHARACTERS] for tag in tags if tag],
-            config=dict(config),
+            tags=[redacted(tag)[:TAG_CHARACTERS] for tag in tags if tag],
+            config=without_secrets(config),
             dir=self._folder,
             mode=mode,
             resume="allow",
@@ -180,18 +245,26 @@ class _OpenRun:
     """A run that is open on W&B.
 
     Attributes:
+        tracked: what it was started with.
         run: W&B's.
         held: the last step that W&B's server holds from before this start; -1 for none, and offline.
         waiting: the row of an evaluated step, which the training row of the same step may join. Of a run that is
             interrupted it is not sent: the step is evaluated again.
+        given: rows that it got, those that it was started with included.
     """
 
+    tracked: TrackedRun
     run: Any
     held: int
     highlights: Highlights = field(default_factory=Highlights)
     waiting: Row | None = None
+    given: int = 0
 
     def log(self, row: Row, *, per_head: bool) -> None:
+        self._log(row, per_head=per_head)
+        self.given += 1
+
+    def _log(self, row: Row, *, per_head: bool) -> None:
         self.highlights.add(row)
         step = row["step"]
         if step is None or step <= self.held:

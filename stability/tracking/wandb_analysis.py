@@ -129,8 +129,9 @@ def _analysis_artifact(sweep: TrackedSweep) -> Any:
     for name in ("summary.json", "report.html"):
         if (sweep.folder / name).is_file():
             artifact.add_file(str(sweep.folder / name), name=name)
-    if (sweep.folder / "analysis").is_dir():
-        artifact.add_dir(str(sweep.folder / "analysis"), name="analysis")
+    for path in sorted((sweep.folder / "analysis").glob("*")):
+        if path.is_file() and not path.is_symlink():  # a link may lead to anything
+            artifact.add_file(str(path), name=f"analysis/{path.name}")
     return artifact
 
 

@@ -5,6 +5,7 @@ and has the steps twice that were trained twice. So a run has one offline file a
 holds the run from its first step on. Earlier ones are put aside.
 """
 
+import glob
 from pathlib import Path
 
 WANDB_FILES = "wandb"
@@ -23,7 +24,7 @@ def put_aside(folder: Path, run_id: str) -> None:
     Raises:
         OSError: a folder cannot be moved.
     """
-    for file in sorted((folder / WANDB_FILES).glob(f"offline-run-*/run-{run_id}.wandb")):
+    for file in sorted((folder / WANDB_FILES).glob(f"offline-run-*/run-{glob.escape(run_id)}.wandb")):
         aside = folder / WANDB_FILES / ASIDE
         aside.mkdir(exist_ok=True)
         file.parent.replace(aside / file.parent.name)

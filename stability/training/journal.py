@@ -23,8 +23,8 @@ class Journal(Protocol):
     def saved(self, step: int) -> None:
         """A checkpoint of the state before `step` is on the disk."""
 
-    def ended(self, *, diverged_at: int | None) -> None:
-        """The run is over: trained to its end, or non-finite at the given step."""
+    def ended(self, *, diverged_at: int | None, first_bad_observation: str | None = None) -> None:
+        """The run is over: trained to its end, or non-finite at a step, where a number of this name went bad first."""
 
 
 def training_row(

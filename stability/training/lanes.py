@@ -63,6 +63,10 @@ class Program:
         beyond = [trees[-1]] * (self.lanes - len(trees))
         return jax.tree.map(lambda *leaves: stack(leaves), *trees, *beyond)
 
+    def copy(self, state: TrainState) -> TrainState:
+        """The same state in memory of its own, where the state is."""
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding, may_alias=False), state)  # type: ignore[no-any-return]
+
     def split(self, tree: Any, runs: int) -> list[Any]:
         """The parts of `runs` runs of a tree for all lanes; what lies on several devices is fetched to the host."""
         if self.state_sharding is not None:

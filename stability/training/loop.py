@@ -7,7 +7,7 @@ The next dispatch leaves before the last one's numbers are read, so a quiet step
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -15,9 +15,10 @@ from jaxtyping import Int
 
 from stability.config import RunConfig, TrainingConfig
 from stability.training.checkpoint import Checkpoints
+from stability.training.diagnosis import first_bad_observations
 from stability.training.journal import Journal, training_row
 from stability.training.lanes import STEPS_PER_DISPATCH, Program
-from stability.training.step import TrainState
+from stability.training.step import StepMetrics, TrainState
 
 
 class Interrupted(Exception):
@@ -42,6 +43,15 @@ class Dispatch:
     start: int
     count: int
     observe: bool
+
+
+class Pending(NamedTuple):
+    """A dispatch under way: its batches, and what it will have measured in all lanes."""
+
+    dispatch: Dispatch
+    tokens: Int[np.ndarray, "R C B T+1"]
+    metrics: StepMetrics
+    observations: dict[str, Any]
 
 
 def next_dispatch(training: TrainingConfig, start: int) -> Dispatch:
@@ -79,23 +89,23 @@ def train(
     while step < training.steps and any(lane.alive for lane in lanes):
         if step == 0 or (training.evaluate_every and step % training.evaluate_every == 0):
             if pending is not None:  # rows ascend in step
-                clock, pending = _report(program, lanes, *pending, clock), None
+                (clock, state), pending = _report(program, config, state, lanes, pending, clock), None
             _evaluate(program, config, state, validation, lanes, step)
         dispatch = next_dispatch(training, step)
         tokens = np.stack([_padded(lane.batches(step, dispatch.count)) for lane in lanes])
         state, metrics, observations = program.step(config, state, tokens, dispatch.count, dispatch.observe)
         if pending is not None:
-            clock = _report(program, lanes, *pending, clock)
-        pending = (dispatch, metrics, observations)
+            clock, state = _report(program, config, state, lanes, pending, clock)
+        pending = Pending(dispatch, tokens, metrics, observations)
         step += dispatch.count
         stopping = stop() and step < training.steps
         if stopping or (step < training.steps and step % training.checkpoint_every == 0):
-            clock, pending = _report(program, lanes, *pending, clock), None
+            (clock, state), pending = _report(program, config, state, lanes, pending, clock), None
             _save(program, lanes, state, step)
         if stopping:
             raise Interrupted
     if pending is not None:
-        _report(program, lanes, *pending, clock)
+        _, state = _report(program, config, state, lanes, pending, clock)
     if training.keep_checkpoint and step > start:
         _save(program, lanes, state, step)
     if any(lane.alive for lane in lanes):
@@ -140,11 +150,17 @@ def _evaluate(program: Program, config: Any, state: Any, validation: Any, lanes:
 
 
 def _report(
-    program: Program, lanes: Sequence[Lane], dispatch: Dispatch, metrics: Any, observations: Any, clock: float
-) -> float:
-    """Read a dispatch's numbers (this waits for it), tell the journals, retire lanes that went non-finite."""
-    metrics, observations = jax.device_get((metrics, observations))
+    program: Program, config: RunConfig, state: TrainState, lanes: Sequence[Lane], pending: Pending, clock: float
+) -> tuple[float, TrainState]:
+    """Read a dispatch's numbers (this waits for it), tell the journals, retire lanes that went non-finite.
+
+    Returns:
+        When the numbers were there, and the state to go on with.
+    """
+    dispatch = pending.dispatch
+    metrics, observations = jax.device_get((pending.metrics, pending.observations))
     now = time.perf_counter()
+    bad_steps = {}
     for i, lane in enumerate(lanes):
         if not lane.alive:
             continue
@@ -159,5 +175,11 @@ def _report(
             lane.journal.row(training_row(lane.config.training, dispatch.start, last, seen, observed, seconds))
         lane.journal.progress(dispatch.start + last + 1)
         if not lane.alive:
-            lane.journal.ended(diverged_at=dispatch.start + last)
-    return now
+            bad_steps[i] = dispatch.start + last
+    if bad_steps:
+        batches = {i: pending.tokens[i, step - dispatch.start] for i, step in bad_steps.items()}
+        others = any(lane.alive for lane in lanes)
+        state, names = first_bad_observations(program, config, state, batches, others)
+        for i, step in bad_steps.items():
+            lanes[i].journal.ended(diverged_at=step, first_bad_observation=names[i])
+    return now, state

@@ -34,7 +34,9 @@ class TrainState:
 class StepMetrics(NamedTuple):
     """Measured at every step, observed or not: it costs nothing that training does not compute anyway.
 
-    `alive` is False from the first step on whose loss or updated parameters were not finite.
+    `alive` is False from the first step on whose loss, gradient or updated parameters were not finite. The gradient
+    counts by its norm: where that overflows, clipping makes zeros of it and Adam's second moments stay infinite, and
+    parameters that no longer learn are finite.
     """
 
     loss: Float[Array, ""]
@@ -83,7 +85,7 @@ def step(
 
     clip = clip_factor(config.optimizer, gradient_norm)
     observations |= when(observe, observe_tensors, state.parameters, gradients, updates, clip, config.optimizer.eps)
-    alive = state.alive & jnp.isfinite(losses.total) & _all_finite(parameters)
+    alive = state.alive & jnp.isfinite(losses.total) & jnp.isfinite(gradient_norm) & _all_finite(parameters)
     metrics = StepMetrics(losses.total, losses.cross_entropy, gradient_norm, learning_rate(config, state.step), alive)
     moved = TrainState(state.step + 1, parameters, optimizer, alive)
     kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, replace(state, alive=alive))

@@ -95,14 +95,7 @@ class Results:
         Raises:
             Unanswerable: none fits, or several do.
         """
-        known = self.arms
-        if named in known:
-            return named
-        fitting = [arm for arm in known if _parts(named) <= _parts(arm)] if named else known
-        if len(fitting) == 1:
-            return fitting[0]
-        problem = "names several arms" if fitting else "names no arm"
-        raise Unanswerable(f"{named or 'no name'!r} {problem}: there are {', '.join(map(repr, known)) or 'none'}")
+        return find_arm(named, self.arms)
 
     def scales(self, arm: str, named: str | Sequence[str]) -> list[str]:
         """The scales of an arm that a claim names, smallest first.
@@ -197,6 +190,17 @@ class Results:
         sizes_array = np.array([sizes[name] for name in names], float)
         kept, lost = np.array(rates)[whole], np.array(rates)[~whole]
         return Box(tuple(seeds), tuple(names), sizes_array, kept, array[:, :, whole], tuple(lost.tolist()))
+
+
+def find_arm(named: str, known: Sequence[str]) -> str:
+    """The one of the known arms that a claim names; see `Results.arm`."""
+    if named in known:
+        return named
+    fitting = [arm for arm in known if _parts(named) <= _parts(arm)] if named else list(known)
+    if len(fitting) == 1:
+        return fitting[0]
+    problem = "names several arms" if fitting else "names no arm"
+    raise Unanswerable(f"{named or 'no name'!r} {problem}: there are {', '.join(map(repr, known)) or 'none'}")
 
 
 def within(rate: float, bounds: tuple[float, float]) -> bool:

@@ -126,7 +126,7 @@ def _record(name: str, offset: int, line: bytes, field: str) -> Found:
         record = json.loads(line.decode())
     except UnicodeDecodeError as error:
         return Found(offset + error.start, None, f"is not valid UTF-8 (0x{line[error.start]:02x})")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Found(offset, None, f"is no JSON ({error})")
     if not isinstance(record, dict):
         return Found(offset, None, "is no JSON object")

@@ -2,6 +2,7 @@
 
 import glob
 import io
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,11 +49,15 @@ def find_files(source: str) -> list[InputFile]:
     A pattern's files come in the order of their paths.
 
     Raises:
-        InputError: nothing is there, or it is a folder.
+        InputError: nothing is there, or it is a folder, or a file is named twice.
     """
     whole = Path(source).expanduser()
     names = [source] if whole.exists() else [part.strip() for part in source.split(",")]
-    return [file for name in names for file in _matching(name)]
+    files = [file for name in names for file in _matching(name)]
+    twice = [name for name, count in Counter(file.name for file in files).items() if count > 1]
+    if twice:
+        raise InputError("source", source, f"names {twice[0]} twice", "Name every file once.")
+    return files
 
 
 def _matching(name: str) -> list[InputFile]:

@@ -18,6 +18,7 @@ from stability.data.preparation.packing import PARTS, Packed
 from stability.errors import InputError
 from stability.tracking.files import SCHEMA_VERSION, read_json, write_json
 from stability.tracking.record import flatten
+from stability.untrusted.secrets import without_secrets
 
 KEY = "output_dir"
 PLAN, LOCK = "plan.json", "lock"
@@ -113,7 +114,8 @@ class PreparationFolder:
             file.unlink()
 
     def _compare(self, other: Mapping[str, Any]) -> None:
-        mine, others = (flatten(json.loads(json.dumps(plan))) for plan in (self.plan, other))
+        # What is on disk holds no secrets: another token for the same address is no other plan.
+        mine, others = (flatten(json.loads(json.dumps(without_secrets(plan)))) for plan in (self.plan, other))
         for key in {**others, **mine}:
             if mine.get(key) != others.get(key):
                 name = key.removeprefix("settings.").removeprefix("source.")

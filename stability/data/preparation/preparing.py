@@ -38,6 +38,7 @@ from stability.data.preparation.tokenizers import (
 )
 from stability.errors import InputError
 from stability.tracking.console import counted
+from stability.untrusted.printable import tell
 
 LIBRARIES = ("datasets", "pyarrow", "sentencepiece", "tokenizers")
 HIGHEST_VOCABULARY = 2**31
@@ -80,7 +81,7 @@ class Outcome:
     tokenizer_seconds: float
 
 
-def prepare(settings: PreparationSettings, say: Callable[[str], None] = print) -> Outcome | None:
+def prepare(settings: PreparationSettings, say: Callable[[str], None] = tell) -> Outcome | None:
     """Turn text into a folder of token shards; goes on where an earlier process with the same settings was killed.
 
     Every unit of work gives the same files whoever does it, so the result is the same for any number of workers and

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from stability.errors import InputError
+from stability.typed import Text
 
 HUB = "hf:"
 C4, C4_CONFIG = "allenai/c4", "en"
@@ -34,15 +35,15 @@ class PreparationSettings:
 
     output_dir: str
     tokenizer: str
-    source: str = HUB + C4
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    data_files: str | None = None
+    source: Text = HUB + C4
+    config: Text | None = None
+    split: Text = "train"
+    revision: Text | None = None
+    data_files: Text | None = None
     format: Format | None = None
-    text_field: str = "text"
+    text_field: Text = "text"
     documents: Documents = "file"
-    end_of_sequence: str | None = None
+    end_of_sequence: Text | None = None
     vocabulary_size: Whole | None = None
     bpe_sample_bytes: Whole = 100_000_000
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.01

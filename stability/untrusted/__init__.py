@@ -1,0 +1,1 @@
+"""What to do with what somebody else may have written: names, texts, YAML, links, secrets. Imports only `errors`."""
