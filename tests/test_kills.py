@@ -18,6 +18,7 @@ from random import Random
 import numpy as np
 import pytest
 
+from benchmarks.reporting import made_with
 from stability.tracking.files import read_json
 from stability.tracking.record import RunFolder, read_rows, run_folders
 from tests.kills import (
@@ -38,6 +39,7 @@ from tests.kills import (
     resumed,
     states,
 )
+from tests.quick import QUICKLY
 
 KILL, TERM, INT = signal.SIGKILL, signal.SIGTERM, signal.SIGINT
 RATES = "optimizer.learning_rate=0.01,1e30"
@@ -83,6 +85,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Make:
 
 
 SEQUENTIAL = ("lanes=sequential", RATES)
+QUICK = {"XLA_FLAGS": " ".join(f"--{name}={str(value).lower()}" for name, value in QUICKLY.items())}
+"""For what every run of the tests does: programs compiled in a hurry."""
 ONE_A_PHASE = [
     Strike(KILL, "start-up", delay=0.5, reexecuted=True),
     Strike(KILL, "compile", said=TRAINS, delay=0.3),
@@ -94,9 +98,9 @@ ONE_A_PHASE = [
 
 
 def test_a_kill_in_each_phase_loses_nothing(undisturbed: Make, tmp_path: Path, cache: Path) -> None:
-    sweep = Sweep(tmp_path, [*WORDS, *SEQUENTIAL], cache)  # before anything else: no program is in the cache
+    sweep = Sweep(tmp_path, [*WORDS, *SEQUENTIAL], cache, QUICK)  # before anything else: no program is in the cache
     starts = disturbed(sweep, ONE_A_PHASE)
-    whole = undisturbed(*SEQUENTIAL)
+    whole = undisturbed(*SEQUENTIAL, **QUICK)
     assert [start.struck for start in starts] == [True] * len(ONE_A_PHASE) + [False], [s.output for s in starts]
     assert problems(starts) == []
     assert differences(evidence(sweep.out), whole.evidence) == []
@@ -111,7 +115,7 @@ def starts_of(out: Path) -> dict[str, tuple[int, ...]]:
 
 @pytest.mark.slow
 def test_two_at_once_train_each_run_once(undisturbed: Make, tmp_path: Path) -> None:
-    whole = undisturbed(*SEQUENTIAL)
+    whole = undisturbed(*SEQUENTIAL, **QUICK)
     sweep = whole.again(tmp_path)
     both = [sweep.popen(), sweep.popen()]
     ends = [started.end(sweep.out) for started in both]
@@ -123,7 +127,7 @@ def test_two_at_once_train_each_run_once(undisturbed: Make, tmp_path: Path) -> N
 
 def test_a_second_command_takes_over_what_a_killed_one_had(undisturbed: Make, tmp_path: Path) -> None:
     """The first is held in mid-run until the second waits for it, and then killed."""
-    whole = undisturbed(*SEQUENTIAL)
+    whole = undisturbed(*SEQUENTIAL, **QUICK)
     sweep = whole.again(tmp_path)
     first = sweep.popen(Strike(signal.SIGSTOP, "step", PHASES["step"], count=12))
     try:
@@ -182,7 +186,9 @@ def test_a_campaign_of_kills_loses_nothing(undisturbed: Make, tmp_path: Path) ->
         wrong = [*problems(starts), *differences(evidence(sweep.out), whole.evidence, tolerance)]
         found += [f"{sweep.folder}: {words}" for words in wrong]
         seconds = round(time.monotonic() - began)
-        summary = {"seed": seed, **figures.summary(), "problems": found, "seconds": seconds}
+        command = f"STABILITY_KILLS={kills} STABILITY_KILLS_SEED={seed} python -m pytest tests/test_kills.py -m slow"
+        made = {**made_with("kills"), "command": command}
+        summary = {**made, **figures.summary(), "problems": found, "seconds": seconds}
         print(f"{figures.total} kills, {sweep.folder.name}: {', '.join(map(told, starts))} {wrong}", flush=True)
         if output := os.environ.get("STABILITY_KILLS_OUTPUT"):
             Path(output).write_text(json.dumps(summary, indent=1) + "\n")
