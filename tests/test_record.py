@@ -150,10 +150,14 @@ def test_folders_without_a_summary_are_no_runs(tmp_path: Path) -> None:
     assert run_folders(tmp_path) == []
 
 
-def test_checkpoints_are_removed_whether_or_not_there_are_any(tmp_path: Path) -> None:
+def test_checkpoints_are_removed_whether_or_not_there_are_any_but_for_one_that_is_kept(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     run.remove_checkpoints()
-    (run.checkpoints / "100").mkdir(parents=True)
+    for step in ("100", "200"):
+        (run.checkpoints / step / "default").mkdir(parents=True)
+        (run.checkpoints / f"{step}.json").write_text("{}")
+    run.remove_checkpoints(but=200)
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["200", "200.json"]
     run.remove_checkpoints()
     assert not run.checkpoints.exists()
 

@@ -181,9 +181,10 @@ def _tidy(folder: SweepFolder, locks: Locks) -> None:
     for run in run_folders(folder.path):
         if run.checkpoints.is_dir() and locks.take(run.path.name):
             with suppress(DamagedError, KeyError, IndexError):
+                summary, steps = run.read_summary() or {}, run.read_config()["training"]["steps"]
                 kept = run.read_provenance()[-1]["settings"]["training"]["keep_checkpoint"]
-                if not kept and (run.read_summary() or {}).get("status") in TERMINAL:
-                    run.remove_checkpoints()
+                if summary.get("status") in TERMINAL:
+                    run.remove_checkpoints(steps if kept and summary["steps"] == steps else None)
             locks.release(run.path.name)
 
 

@@ -112,10 +112,10 @@ class RunJournal:
         seal(self.folder, self.run.fingerprint, step)
 
     def ended(self, *, diverged_at: int | None, first_bad_observation: str | None = None) -> None:
-        """Write the results, then remove the checkpoints, unless asked not to: a run with results needs none."""
+        """Write the results, then remove the checkpoints, but for the state after the last step if it is asked for."""
+        training = self.run.config.training
         self._finish(self.results.summary(diverged_at, first_bad_observation))
-        if not self.run.config.training.keep_checkpoint:
-            self.folder.remove_checkpoints()
+        self.folder.remove_checkpoints(training.steps if training.keep_checkpoint and diverged_at is None else None)
 
     def failed(self, error: str) -> None:
         """A bug, not a result: keep the traceback and go on with the other runs."""

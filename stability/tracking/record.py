@@ -28,7 +28,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -122,9 +122,13 @@ class RunFolder:
             content["metrics"] = measure(self.metrics).as_dict()
         write_json(self.summary, content, checksum=True)
 
-    def remove_checkpoints(self) -> None:
-        """A run with results needs none."""
-        remove(self.checkpoints)
+    def remove_checkpoints(self, but: int | None = None) -> None:
+        """A run with results needs none; that of one step may be kept."""
+        for path in self.checkpoints.iterdir() if self.checkpoints.is_dir() else ():
+            if path.stem != str(but):
+                remove(path)
+        with suppress(OSError):
+            self.checkpoints.rmdir()
 
     def read_summary(self) -> dict[str, Any] | None:
         """The run's summary, None when the run never started."""
