@@ -81,7 +81,7 @@ PHASES = {
 }
 """What a command does, in order -> the file operations that belong to it."""
 IN_TRAINING = ("step", "checkpoint write")
-"""Phases in which a program has been compiled."""
+"""Phases in which the program has been compiled."""
 
 
 @dataclass(frozen=True)
@@ -476,11 +476,24 @@ def random_strikes(random: Random, undisturbed: Sweep) -> Iterator[Strike]:
                 yield Strike(number, phase, delay=random.uniform(0, START_UP_S), reexecuted=often)
             elif phase == "compile":
                 yield Strike(number, phase, said=TRAINS, delay=random.uniform(0, COMPILING_S), cold=True)
+            elif phase == "step":
+                # Every other one of these tells that a run begins: its program is compiled, its first step comes next.
+                begun = 1 + 2 * int(sweep_runs(undisturbed) / 2 * random.random() ** 2)
+                yield Strike(number, phase, BEGUN, begun, delay=random.uniform(0.01, 0.5), reexecuted=often)
             else:
                 # Of a sweep that goes on, only the rest is left: late operations may never come.
                 count = 1 + int(operations[phase] / 2 * random.random() ** 2)
-                delay = random.choice([0.0, random.uniform(0, 0.03)]) if phase != "step" else random.uniform(0, 0.05)
+                delay = random.choice([0.0, random.uniform(0, 0.03)])
                 yield Strike(number, phase, PHASES[phase], count, delay=delay, reexecuted=often)
+
+
+BEGUN = r"rename \S+ {out}/runs/[^/]+/summary\.json"
+"""Done twice for each run: when it begins, and with its results."""
+
+
+def sweep_runs(sweep: Sweep) -> int:
+    """How many runs a finished sweep has."""
+    return len(run_folders(sweep.out))
 
 
 @dataclass
