@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from stability.errors import InputError
+from stability.errors import EXIT_INTERRUPTED, InputError
 from stability.untrusted.printable import shown, tell
 from stability.untrusted.secrets import redacted
 
@@ -134,13 +134,15 @@ def ended_by_ctrl_c() -> Iterator[None]:
     """Have Ctrl-C end the process at once, without a word, while modules are imported.
 
     As an exception it may become another one: a compiled module that is interrupted raises ImportError (jaxlib's does).
+    The handler is Python's, not the system's, because Polars chains its own to the one that it finds, and would ignore
+    a signal from then on where there was none.
     """
     if threading.current_thread() is not threading.main_thread() or (
         signal.getsignal(signal.SIGINT) is not signal.default_int_handler  # ignored by `nohup`, or someone's own
     ):
         yield
         return
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, lambda *_: os._exit(EXIT_INTERRUPTED))
     try:
         yield
     finally:
@@ -183,7 +185,7 @@ def run_hydra(config_name: str, task: Callable[..., Any]) -> int:
         return exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except KeyboardInterrupt:
         print("\nStopped at once. The same command goes on from the last checkpoints.", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     finally:
         sys.argv = typed
     return codes[-1] if codes else 0

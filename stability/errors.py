@@ -3,6 +3,9 @@
 LONGEST_SHOWN = 500
 """Characters of a value that a message shows: whatever a file holds, a person reads it."""
 
+EXIT_INTERRUPTED = 130
+"""The exit code of a command that was asked to stop, as shells have it for Ctrl-C."""
+
 
 class InputError(ValueError):
     """Bad input: one paragraph that names the key, the value and the fix.

@@ -88,7 +88,7 @@ SEQUENTIAL = ("lanes=sequential", RATES)
 QUICK = {"XLA_FLAGS": " ".join(f"--{name}={str(value).lower()}" for name, value in QUICKLY.items())}
 """For what every run of the tests does: programs compiled in a hurry."""
 ONE_A_PHASE = [
-    Strike(KILL, "start-up", delay=0.5, reexecuted=True),
+    Strike(INT, "start-up", delay=1.5, reexecuted=True),
     Strike(KILL, "compile", said=TRAINS, delay=0.3),
     Strike(INT, "step", PHASES["step"], count=8),
     Strike(KILL, "checkpoint write", PHASES["checkpoint write"], count=20),

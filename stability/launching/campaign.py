@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.data.sequence import Split
+from stability.errors import EXIT_INTERRUPTED
 from stability.launching.devices import Layout
 from stability.launching.folder import SearchState, SweepFolder, plan_round
 from stability.launching.grid import Request
@@ -26,7 +27,7 @@ from stability.training.lanes import Programs
 from stability.training.loop import Interrupted
 from stability.untrusted.printable import tell
 
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 130
+EXIT_FAILED = 1
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from stability.analysis.quantities import parse_quantities
 from stability.config import RunConfig, fingerprint, resolve, validate
 from stability.data.corpus import Corpus, load_corpus
 from stability.data.shards import ShardedCorpus
-from stability.errors import InputError
+from stability.errors import EXIT_INTERRUPTED, InputError
 from stability.launching.calibration import calibrate, known_calibration
-from stability.launching.campaign import EXIT_FAILED, EXIT_INTERRUPTED, Campaign, train_rounds, unfinished_runs
+from stability.launching.campaign import EXIT_FAILED, Campaign, train_rounds, unfinished_runs
 from stability.launching.compilation_cache import KeptPrograms, keep_compiled_programs
 from stability.launching.describe import describe
 from stability.launching.devices import check_mesh, choose_layout, show_every_core
