@@ -4,8 +4,11 @@ import argparse
 import os
 import platform
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -124,6 +127,24 @@ def with_transparent_huge_pages() -> None:
     }
     sys.stdout.flush()
     os.execve(sys.executable, sys.orig_argv, environment)
+
+
+@contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """Have Ctrl-C end the process at once, without a word, while modules are imported.
+
+    As an exception it may become another one: a compiled module that is interrupted raises ImportError (jaxlib's does).
+    """
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGINT) is not signal.default_int_handler  # ignored by `nohup`, or someone's own
+    ):
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run_hydra(config_name: str, task: Callable[..., Any]) -> int:

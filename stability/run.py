@@ -18,20 +18,25 @@ def main() -> int:
 
 def _launch(request: "Request") -> int:
     """Imported only once the request is one: most of what is wrong with a command is said before."""
-    from stability.launching.launch import launch
+    from stability.command_line import ended_by_ctrl_c
+
+    with ended_by_ctrl_c():
+        from stability.launching.launch import launch
 
     return launch(request)
 
 
 def with_request(task: "Callable[[Request], int]") -> int:
     """Compose what the command line (`sys.argv`) asks for and hand it to the task; the exit code is the task's."""
-    from hydra.core.config_store import ConfigStore
+    from stability.command_line import ended_by_ctrl_c, run_hydra
 
-    from stability.command_line import run_hydra
-    from stability.config import RunConfig, to_mapping
-    from stability.errors import InputError
-    from stability.launching.grid import Request
-    from stability.typed import from_mapping
+    with ended_by_ctrl_c():
+        from hydra.core.config_store import ConfigStore
+
+        from stability.config import RunConfig, to_mapping
+        from stability.errors import InputError
+        from stability.launching.grid import Request
+        from stability.typed import from_mapping
 
     ConfigStore.instance().store(
         name="run_defaults", node=to_mapping(from_mapping(RunConfig, {})), provider="stability"

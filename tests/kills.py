@@ -77,7 +77,7 @@ PHASES = {
     "step": r"write {out}/runs/\S+/metrics\.jsonl",
     "checkpoint write": r"{out}/runs/[^/]+/checkpoints",
     "record write": r"{out}/(\.?sweep\.json|runs/(?!\S*checkpoints))",
-    "analysis": r"{out}/(\.?summary\.json|\.?report\.html|analysis|locks$)",
+    "analysis": r"{out}/(\.?summary\.json|\.?report\.html|analysis)",
 }
 """What a command does, in order -> the file operations that belong to it."""
 IN_TRAINING = ("step", "checkpoint write")
@@ -215,7 +215,7 @@ class Started:
         struck = False
         try:
             if self.strike is not None and by_clock and self._due(self.strike):
-                since, phase, struck = time.monotonic(), phase_now(self.output.read_text(), out), True
+                since, phase, struck = time.monotonic(), phase_now(self.output.read_text(), out, self.before), True
                 self.process.send_signal(self.strike.signal)
             code = self.process.wait(DEADLINE_S)
         finally:
@@ -244,19 +244,19 @@ class Started:
             time.sleep(0.01)
 
 
-def phase_now(output: str, out: Path) -> str:
-    """What a process is doing, by what it has said and what lies in its folder."""
+def phase_now(output: str, out: Path, before: Mapping[str, RunState]) -> str:
+    """What a process is doing, by what it has said and what it has changed in its folder."""
     if TRAINED in output or (TRAINS not in output and "already done" in output and "0 already done" not in output):
         return "analysis"
     if TRAINS not in output:
         return "start-up"
+    begun = [name for name, state in states(out).items() if name not in before or state.starts != before[name].starts]
+    if not begun:
+        return "compile"
     names = [path.name for path in out.rglob("*")]
     if any("orbax-checkpoint-tmp" in name for name in names):
         return "checkpoint write"
-    if any(name.endswith(".partial") for name in names):
-        return "record write"
-    running = [state for state in states(out).values() if state.status == "running"]
-    return "step" if running else "compile"
+    return "record write" if any(name.endswith(".partial") for name in names) else "step"
 
 
 def states(out: Path) -> dict[str, RunState]:
