@@ -234,7 +234,7 @@ HOSTILE_SWEEPS = {
             f"      {key}: [{', '.join(str((i + 1) / 100) for i in range(90))}]\n"
             for key in ("optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay", "loss.z_loss", "optimizer.eps")
         ),
-        "asks for 5,904,900,000 runs",
+        "makes 5,904,900,000 runs",
     ),
 }
 
@@ -660,11 +660,22 @@ def test_values_of_the_environment_are_hidden_wherever_they_stand(monkeypatch: p
 def test_no_secret_is_written_down_or_said(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, f"{name}{SECRET}")
-    url = f"tracking.entity='https://user:{SECRET}@host/x?token={SECRET}'"
+    address = f"https://user:{SECRET}@host/x?token={SECRET}"
+    Path(address).parent.mkdir(parents=True)
+    Path(address).write_text("It was the best of times, it was the worst of times. " * 200)
+    url = f"data.path='{address}'"
     Path("sweeps/sweep").mkdir(parents=True)
     question = f"# @package _global_\nsweep:\n  question: Is it WANDB_API_KEY{SECRET}?\n"
     Path("sweeps/sweep/leaky.yaml").write_text(question)
-    words = [*TINY[:-1], "report=true", "+sweep=leaky", url, "output_dir=out", f"reuse_from=https://{SECRET}@host/"]
+    words = [
+        *TINY[:-1],
+        "report=true",
+        "+sweep=leaky",
+        "data=text",
+        url,
+        "output_dir=out",
+        f"reuse_from=https://{SECRET}@host/",
+    ]
     Path(words[-1].removeprefix("reuse_from=")).mkdir(parents=True)
     assert command(*words).code == 2, "no sweep's results"
     words.pop()
