@@ -160,7 +160,9 @@ def test_pickled_objects_in_records_and_checkpoints_are_not_loaded(command: Comm
     assert outcome.code in (0, 1, 2)
     assert "Traceback" not in outcome.err
     (run.path / "summary.json").write_bytes(pickle.dumps(Payload()))
-    assert command(*words).code == 2
+    outcome = command(*words)
+    assert outcome.code == 0, "put aside unread, and made again"
+    assert "Damaged" in outcome.out
 
 
 # --- configs are values ---------------------------------------------------------------------------------------------
@@ -201,10 +203,6 @@ HOSTILE_SWEEPS = {
         f"      a: {{class: logging.FileHandler, filename: {MARKER}}}\n",
         "hydra.job_logging",
     ),
-    "a folder of Hydra's": (
-        f"# @package _global_\nhydra:\n  mode: RUN\n  run:\n    dir: {MARKER}\n",
-        "hydra.mode=RUN: is not used here",
-    ),
     "an object of Python": (f"!!python/object/apply:os.mkdir [{MARKER}]\n", "could not determine a constructor"),
     "an inner object of Python": (
         f"# @package _global_\nsweep:\n  question: !!python/object/apply:os.mkdir [{MARKER}]\n",
@@ -236,7 +234,7 @@ HOSTILE_SWEEPS = {
             f"      {key}: [{', '.join(str((i + 1) / 100) for i in range(90))}]\n"
             for key in ("optimizer.beta1", "optimizer.beta2", "optimizer.weight_decay", "loss.z_loss", "optimizer.eps")
         ),
-        "asks for 5,904,900,000 runs",
+        "makes 5,904,900,000 runs",
     ),
 }
 
@@ -271,7 +269,17 @@ def test_a_file_that_another_one_puts_in_place_is_checked_too(where: str, defaul
     Path("sweeps/sweep/evil.yaml").write_text(f"# @package _global_\ndefaults:\n{defaults}\n  - _self_\n")
     outcome = command(*TINY, "+sweep=evil", "dry_run=true")
     assert outcome.code == 2
-    assert "_target_=os.mkdir" in outcome.err or "is not for a config to choose" in outcome.err
+    told_of = ("_target_=os.mkdir", "is not for a config to choose", "begin with # @package _global_")
+    assert any(words in outcome.err for words in told_of)
+
+
+def test_hydra_makes_no_folder_that_a_sweep_file_names(command: Command) -> None:
+    Path("sweeps/sweep").mkdir(parents=True)
+    text = f"# @package _global_\nhydra:\n  mode: RUN\n  run:\n    dir: {MARKER}\n"
+    Path("sweeps/sweep/evil.yaml").write_text(text)
+    command(*TINY, "+sweep=evil", "dry_run=true")
+    assert not Path(MARKER).exists()
+    assert [path.name for path in Path.cwd().iterdir()] == ["sweeps"]
 
 
 def test_the_command_line_may_not_call_either(command: Command) -> None:
@@ -530,7 +538,7 @@ def test_a_terminal_obeys_nothing_of_a_sweep(command: Command, capsys: pytest.Ca
         outcome = command(*TINY, "+sweep=evil", *words)
         assert not OBEYED.search(outcome.out + outcome.err), words
     (folder,) = Path("results").iterdir()
-    manifest = json.loads((folder / "sweep.json").read_text())
+    manifest = read_json(folder / "sweep.json")
     manifest["runs"].append("missing")
     manifest["commands"].append({"time": "", "command": ESCAPES})
     (folder / "sweep.json").write_text(json.dumps({**manifest, "sweep": ESCAPES}))
@@ -652,11 +660,22 @@ def test_values_of_the_environment_are_hidden_wherever_they_stand(monkeypatch: p
 def test_no_secret_is_written_down_or_said(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN"):
         monkeypatch.setenv(name, f"{name}{SECRET}")
-    url = f"data.path='https://user:{SECRET}@host/x?token={SECRET}'"
+    address = f"https://user:{SECRET}@host/x?token={SECRET}"
+    Path(address).parent.mkdir(parents=True)
+    Path(address).write_text("It was the best of times, it was the worst of times. " * 200)
+    url = f"data.path='{address}'"
     Path("sweeps/sweep").mkdir(parents=True)
     question = f"# @package _global_\nsweep:\n  question: Is it WANDB_API_KEY{SECRET}?\n"
     Path("sweeps/sweep/leaky.yaml").write_text(question)
-    words = [*TINY[:-1], "report=true", "+sweep=leaky", url, "output_dir=out", f"reuse_from=https://{SECRET}@host/"]
+    words = [
+        *TINY[:-1],
+        "report=true",
+        "+sweep=leaky",
+        "data=text",
+        url,
+        "output_dir=out",
+        f"reuse_from=https://{SECRET}@host/",
+    ]
     Path(words[-1].removeprefix("reuse_from=")).mkdir(parents=True)
     assert command(*words).code == 2, "no sweep's results"
     words.pop()

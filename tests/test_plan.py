@@ -21,6 +21,7 @@ from stability.launching.memory import Budget, program_bytes
 from stability.launching.plan import PlannedRun, flops_per_token, pack_runs, plan_runs
 from stability.launching.settings import Ladder, Sweep
 from stability.tracking.files import read_json
+from stability.tracking.locks import Locks
 from stability.typed import from_mapping
 
 SCALES = {
@@ -52,10 +53,10 @@ def sweep(rates: Iterable[float] = (0.01, 0.1), **settings: Any) -> tuple[Planne
 
 
 def opened(path: Path, runs: tuple[PlannedRun, ...], name: str = "study") -> SweepFolder:
-    manifest = check_folder(path, name, runs, SCALES)
     definition = Sweep(question="Why?", claims={"it": {"kind": "stable_edge_falls_with_n"}})
     ladder = Ladder(name="tiny", scales=SCALES)
-    return open_folder(path, manifest, name, definition, runs, ladder, "python -m stability.run")
+    with Locks(path) as locks:
+        return open_folder(path, locks, name, definition, runs, ladder, "python -m stability.run")
 
 
 def refused(path: Path, runs: tuple[PlannedRun, ...], name: str = "study") -> InputError:

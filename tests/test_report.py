@@ -250,7 +250,8 @@ def hostile_sweep(folder: Path) -> Path:
         manifest.write_text(json.dumps(content))
     for file in (*folder.rglob("config.json"), *folder.rglob("provenance.json")):
         text = file.read_text().replace('"none"', json.dumps(HOSTILE)).replace('"0.10.2"', json.dumps(HOSTILE))
-        file.write_text(text.replace('"2 CPU cores"', json.dumps(HOSTILE)))
+        content = json.loads(text.replace('"2 CPU cores"', json.dumps(HOSTILE)))
+        file.write_text(json.dumps({key: value for key, value in content.items() if key != "sha256"}))
     return folder
 
 

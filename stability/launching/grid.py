@@ -20,8 +20,6 @@ from stability.launching.settings import Execution, Ladder, Selection, Sweep
 from stability.typed import dotted_fields, from_mapping, unknown_key
 
 Axes = dict[str, list[Any]]
-MOST_RUNS = 100_000
-"""Of one grid. Planning them takes a minute; a slip of the pen asks for a million million."""
 RUN_KEYS = tuple(f.name for f in fields(RunConfig))
 EXECUTION_KEYS = tuple(f.name for f in fields(Execution))
 LIST_KEYS = tuple(f.name for f in fields(Execution) if isinstance(f.default, tuple))
@@ -102,7 +100,6 @@ def build_request(
     composed: dict[str, Mapping[str, Any]] = {"{}": base}
     for grid in _grids(selection.sweep, command, _searched_by(base)):
         _refuse_sweeping(grid.axes)
-        _refuse_too_many(grid.axes)
         for point in _product(grid.axes):
             chosen = {key: value for key, value in point.items() if key in groups}
             if repr(chosen) not in composed:
@@ -213,14 +210,6 @@ def _refuse_code(tracker: str, command: CommandLine) -> None:
     if ":" in tracker and not command.fixed & {"tracking", "tracking.name"}:
         problem = "is a class to import, and a config file asks for it, not the command"
         raise InputError("tracking.name", tracker, problem, f"If you trust it, add tracking.name={tracker}.")
-
-
-def _refuse_too_many(axes: Axes) -> None:
-    count = math.prod(len(values) for values in axes.values())
-    if count > MOST_RUNS:
-        sizes = " x ".join(f"{len(values)} {key}" for key, values in axes.items())
-        problem = f"asks for {count:,} runs ({sizes}), and {MOST_RUNS:,} are the most"
-        raise InputError("sweep.grids", ", ".join(axes), problem, "Leave values out, or make several sweeps.")
 
 
 def _refuse_sweeping(axes: Axes) -> None:

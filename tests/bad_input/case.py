@@ -91,7 +91,8 @@ def snapshot(folder: Path) -> dict[str, str]:
         status = path.lstat()
         readable = stat.S_ISREG(status.st_mode) and os.access(path, os.R_OK)
         content = hashlib.sha256(path.read_bytes()).hexdigest() if readable else ""
-        found[str(path.relative_to(folder))] = f"{status.st_mode:o} {status.st_mtime_ns} {content}"
+        changed = 0 if stat.S_ISDIR(status.st_mode) else status.st_mtime_ns  # a lock comes and goes in a sweep's folder
+        found[str(path.relative_to(folder))] = f"{status.st_mode:o} {changed} {content}"
     return found
 
 
