@@ -250,8 +250,8 @@ def phase_now(output: str, out: Path, before: Mapping[str, RunState]) -> str:
         return "analysis"
     if TRAINS not in output:
         return "start-up"
-    begun = [name for name, state in states(out).items() if name not in before or state.starts != before[name].starts]
-    if not begun:
+    known = {name: state.starts for name, state in before.items()}
+    if all(state.starts == known.get(name, ()) for name, state in states(out).items()):  # no run has begun
         return "compile"
     names = [path.name for path in out.rglob("*")]
     if any("orbax-checkpoint-tmp" in name for name in names):
