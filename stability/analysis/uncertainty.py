@@ -20,7 +20,6 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import brentq
 from scipy.special import gammainc, ndtri
 
 from stability.errors import InputError
@@ -129,6 +128,8 @@ def _upper_deviation(deviations: Float[np.ndarray, " n"], tail: float) -> float:
         return float(probabilities @ below) - tail
 
     largest = math.log(means.max())
+    from scipy.optimize import brentq  # here: it takes a while to import
+
     return unit * math.exp(brentq(excess_probability, largest - 25, largest + 25, xtol=1e-9))
 
 

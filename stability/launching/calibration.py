@@ -19,7 +19,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from scipy.optimize import nnls
 
 from stability.cache import cache_folder
 from stability.config import RunConfig, resolve
@@ -183,6 +182,8 @@ def _relative(terms: Any, wanted: Any, scale: Any) -> Any:
     """
     weighted = terms / scale[:, None]
     size = np.maximum(np.linalg.norm(weighted, axis=0), 1e-300)
+    from scipy.optimize import nnls  # here: it takes a while to import
+
     found, rest = nnls(weighted / size, wanted / scale)
     return found / size, rest
 

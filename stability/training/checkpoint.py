@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 
 from stability.training.step import TrainState
 
@@ -21,7 +20,7 @@ OVERHEAD_BYTES = 1 << 18
 """What a checkpoint takes beside its arrays, names and sharding of each for instance; 160 KB were seen."""
 
 
-def _options() -> ocp.CheckpointManagerOptions:
+def _options(ocp: Any) -> Any:
     # In the foreground: a checkpoint is waited for anyway, since it counts once it is sealed.
     return ocp.CheckpointManagerOptions(
         max_to_keep=KEPT, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
@@ -33,18 +32,21 @@ class Checkpoints:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
+        import orbax.checkpoint as ocp  # here: it takes a while to import, and most commands never save
+
+        self._save, self._restore = ocp.args.StandardSave, ocp.args.StandardRestore
         with _storage_errors(self._folder):
-            self._manager = ocp.CheckpointManager(self._folder, options=_options())
+            self._manager = ocp.CheckpointManager(self._folder, options=_options(ocp))
 
     def save(self, step: int, state: TrainState) -> None:
         """Write the state; raises OSError where it cannot be written."""
         _check_room(self._folder, sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + OVERHEAD_BYTES)
         with _storage_errors(self._folder):
-            self._manager.save(step, args=ocp.args.StandardSave(_plain(state)), force=True)
+            self._manager.save(step, args=self._save(_plain(state)), force=True)
 
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state saved at `step`, with the shapes, types and placement of `like` (abstract or real)."""
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(_plain(like)))
+        restored = self._manager.restore(step, args=self._restore(_plain(like)))
         optimizer = jax.tree.unflatten(jax.tree.structure(like.optimizer), restored["optimizer"])
         return TrainState(**{**restored, "optimizer": optimizer})
 

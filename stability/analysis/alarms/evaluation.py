@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from stability.analysis.alarms.alarms import ALARMS, WATCHED, Alarm
 from stability.analysis.alarms.scores import loss_spike
@@ -242,8 +242,8 @@ def _share(k: int, n: int) -> dict[str, Any]:
     if not n:
         return {"count": 0, "of": 0, "rate": None, "interval": None}
     tail = (1 - INTERVAL_LEVEL) / 2
-    low = float(beta.ppf(tail, k, n - k + 1)) if k else 0.0
-    high = float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
+    low = float(betaincinv(k, n - k + 1, tail)) if k else 0.0
+    high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
     return {"count": k, "of": n, "rate": k / n, "interval": [low, high]}
 
 

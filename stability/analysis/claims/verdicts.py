@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from stability.analysis.claims.results import Results, Unanswerable
 from stability.analysis.claims.vocabulary import Claim
@@ -139,8 +139,8 @@ def share(flags: Any, tolerance: float, what: str) -> Verdict:
     """A share of runs with its exact interval (Clopper and Pearson 1934), against the share that is tolerated."""
     n, k = len(flags), int(np.sum(flags))
     tail = (1 - INTERVAL_LEVEL) / 2
-    low = float(beta.ppf(tail, k, n - k + 1)) if k else 0.0
-    high = float(beta.ppf(1 - tail, k + 1, n - k)) if k < n else 1.0
+    low = float(betaincinv(k, n - k + 1, tail)) if k else 0.0
+    high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
     outcome: Outcome = "holds" if high < tolerance else "fails" if low > tolerance else "undecided"
     more = "; more runs would tell" if outcome == "undecided" else ""
     numbers = f"{what}: {k} of {n}, {k / n:.2g} [{low:.2g}, {high:.2g}]; claimed below {tolerance:g}{more}."

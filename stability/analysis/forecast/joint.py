@@ -23,7 +23,6 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.special import chdtri, ndtri
-from scipy.stats import qmc
 
 from stability.analysis.forecast.data import CellMeans, Observations
 from stability.analysis.forecast.predictive import NORMAL_DEGREES, Predictive
@@ -222,6 +221,8 @@ def _thinned(weights: Float[np.ndarray, " D"]) -> tuple[Int[np.ndarray, " K"], F
 @lru_cache(maxsize=16)
 def _standard(dimensions: int, turn: int) -> tuple[Float[np.ndarray, "D H"], Float[np.ndarray, " D"]]:
     """Scrambled Sobol points as Student-t draws, normal ones in the first round, and the log of their density."""
+    from scipy.stats import qmc  # here: it takes a while to import
+
     points = qmc.Sobol(dimensions + 1, seed=turn).random(_DRAWS).clip(1e-6, 1 - 1e-6)
     normal = ndtri(points[:, :dimensions])
     if turn == 0:
