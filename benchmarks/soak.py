@@ -4,7 +4,7 @@
 
 One process trains one long run, and then many short ones, through the command line as a sweep does: width 16, 1 block,
 batches of 4 x 16, King James text, files only, lanes one after the other. The long run observes every tenth step and
-saves every 500; the short ones have 30 steps, and save every 10. About a second apart, between two dispatches, the
+saves every 500; the short ones have 30 steps, and save every 10. Four times a second, between two dispatches, the
 process is looked at: `first_tenth` and `last_tenth` are the medians of the first and the last tenth of these samples,
 `slope` is that of a straight line through the last nine tenths, for each 1,000 steps. `ms_a_step` is the whole time
 between two samples over the steps between them, with everything that a run does beside training.
@@ -43,7 +43,7 @@ class Watch:
         every_s: seconds between two looks.
     """
 
-    every_s: float = 1.0
+    every_s: float = 0.25
     steps: int = 0
     samples: list[dict[str, float]] = field(default_factory=list)
     _last: tuple[float, int] | None = None
@@ -142,7 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--runs", type=int, default=200)
-    parser.add_argument("--every", type=float, default=1.0, metavar="S", help="seconds between two samples")
+    parser.add_argument("--every", type=float, default=0.25, metavar="S", help="seconds between two samples")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     from stability.command_line import with_transparent_huge_pages
