@@ -303,11 +303,14 @@ def resolve_mode(mode: Mode) -> ResolvedMode:
     """
     import wandb
 
-    settings = wandb.setup(wandb.Settings(**QUIET)).settings
-    asked = settings.mode if mode == "auto" else mode
-    wanted: ResolvedMode = OLD_MODES.get(asked, asked)
-    if wanted != "online" or has_key():
-        return wanted
+    try:
+        settings = wandb.setup(wandb.Settings(**QUIET)).settings
+        asked = settings.mode if mode == "auto" else mode
+        wanted: ResolvedMode = OLD_MODES.get(asked, asked)
+        if wanted != "online" or has_key():
+            return wanted
+    except Exception:  # whatever it is, the tracker meets it again, says so, and the training goes on
+        return "offline"
     if mode == "auto" and not os.environ.get("WANDB_MODE"):
         return "offline"
     key, fix = ("tracking.mode", "offline or auto") if mode == "online" else ("WANDB_MODE", "offline")
