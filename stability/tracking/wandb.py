@@ -309,8 +309,8 @@ def resolve_mode(mode: Mode) -> ResolvedMode:
         wanted: ResolvedMode = OLD_MODES.get(asked, asked)
         if wanted != "online" or has_key():
             return wanted
-    except Exception:  # whatever it is, the tracker meets it again, says so, and the training goes on
-        return "offline"
+    except Exception:  # of whatever kind: the tracker, which can say so and go on, finds out what of W&B works
+        return "offline" if mode == "auto" else mode
     if mode == "auto" and not os.environ.get("WANDB_MODE"):
         return "offline"
     key, fix = ("tracking.mode", "offline or auto") if mode == "online" else ("WANDB_MODE", "offline")
