@@ -57,7 +57,12 @@ def find_tracker(name: str, mode: Mode) -> Factory:
         InputError: there is no such tracker, or it should be online and cannot be.
     """
     if name == "wandb" and mode == "online":
-        resolve_mode(mode)  # refuses to be online without a key
+        try:
+            resolve_mode(mode)  # refuses to be online without a key
+        except InputError:
+            raise
+        except Exception:
+            pass  # W&B itself is broken: the tracker asks it again, says so, and the training goes on
     return TRACKERS[name] if name in TRACKERS else _imported(name)
 
 

@@ -303,14 +303,11 @@ def resolve_mode(mode: Mode) -> ResolvedMode:
     """
     import wandb
 
-    try:
-        settings = wandb.setup(wandb.Settings(**QUIET)).settings
-        asked = settings.mode if mode == "auto" else mode
-        wanted: ResolvedMode = OLD_MODES.get(asked, asked)
-        if wanted != "online" or has_key():
-            return wanted
-    except Exception:  # of whatever kind: the tracker, which can say so and go on, finds out what of W&B works
-        return "offline" if mode == "auto" else mode
+    settings = wandb.setup(wandb.Settings(**QUIET)).settings
+    asked = settings.mode if mode == "auto" else mode
+    wanted: ResolvedMode = OLD_MODES.get(asked, asked)
+    if wanted != "online" or has_key():
+        return wanted
     if mode == "auto" and not os.environ.get("WANDB_MODE"):
         return "offline"
     key, fix = ("tracking.mode", "offline or auto") if mode == "online" else ("WANDB_MODE", "offline")
