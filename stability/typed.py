@@ -62,6 +62,28 @@ Text = Annotated[str, MinLen(1)]
 """Of a name or a path: an empty one is a slip, and as a path would be the working folder."""
 
 
+def _one_line(value: str) -> str:
+    """Of an option in a script: a line end would begin a command of its own."""
+    if not value.isprintable():
+        raise ValueError("holds a line end or another character that cannot be printed")
+    return value
+
+
+def _number_as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _gpus(value: str) -> str:
+    if not re.fullmatch(r"([\w.-]+:)?[1-9][0-9]*", value, re.ASCII):
+        raise ValueError("is no number of GPUs; write 8, or a kind and a number, a100:8")
+    return value
+
+
+Word = Annotated[Text, BeforeValidator(_number_as_text), AfterValidator(_one_line)]
+"""Text in one line; a number stands for its digits."""
+Gpus = Annotated[Word, AfterValidator(_gpus)]
+
+
 T = TypeVar("T")
 
 _adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)

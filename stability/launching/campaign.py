@@ -18,6 +18,7 @@ from stability.launching.provenance import device_description, provenance
 from stability.launching.reuse import reuse
 from stability.launching.search import Search
 from stability.launching.signals import stop_flag
+from stability.launching.slurm import plan_array
 from stability.launching.work import train_runs
 from stability.tracking.console import counted, duration
 from stability.tracking.live import RunFacts, console_for
@@ -32,7 +33,7 @@ EXIT_FAILED = 1
 
 @dataclass(frozen=True)
 class Campaign:
-    """What all rounds of a launch share."""
+    """What all rounds of a launch share; `shared`: other tasks of an array train what this one does not."""
 
     request: Request
     sweep: str
@@ -44,6 +45,7 @@ class Campaign:
     layout: Layout
     budget: Budget
     locks: Locks
+    shared: bool = False
 
 
 def train_rounds(campaign: Campaign, search: Search) -> int:
@@ -116,9 +118,10 @@ def _train_all(campaign: Campaign, name: str, runs: Sequence[PlannedRun], told: 
     campaign.tracker.warn_with(console.say)
     start = provenance(request.execution, layout.strategy, request.command)
     desk = Desk(campaign.sweep, folder, console, campaign.tracker, start, campaign.locks)
+    shares = plan_array(request.execution.slurm, pack_runs(runs)).lanes if campaign.shared else None
     try:
         with stop_flag(console.say) as stop:
-            failed = train_runs(desk, programs, unfinished, campaign.parts, layout, campaign.budget, stop)
+            failed = train_runs(desk, programs, unfinished, campaign.parts, layout, campaign.budget, stop, shares)
     except Interrupted:
         console.close()
         console.say(f"Stopped; nothing is lost. To go on, run the same command again:\n  {request.command}")

@@ -129,13 +129,14 @@ class Layout:
         return each * min(self.places, runs) * self.data * self.fsdp
 
 
-def choose_layout(lanes: LanesChoice, mesh: MeshSettings, runs: int) -> Layout:
+def choose_layout(lanes: LanesChoice, mesh: MeshSettings, runs: int, *, here: bool = True) -> Layout:
     """The layout for the devices at hand, and why.
 
     Args:
         lanes: what the user asks for.
         mesh: devices inside a lane.
         runs: of the largest pack.
+        here: whether these are the devices that train; otherwise they may be too few.
 
     Raises:
         InputError: the mesh wants more devices than there are, or goes with no other strategy than `sharded`.
@@ -145,6 +146,8 @@ def choose_layout(lanes: LanesChoice, mesh: MeshSettings, runs: int) -> Layout:
     if inside > 1 and lanes in ("sequential", "vmap"):
         fix = "Leave mesh.data and mesh.fsdp at 1, or lanes at auto."
         raise InputError("lanes", lanes, "trains each run on one device", fix)
+    if inside > len(devices) and not here:
+        return Layout("sharded", f"each run on {inside} devices", (), mesh.data, mesh.fsdp)
     if inside > len(devices):
         raise InputError(
             "mesh",

@@ -37,6 +37,7 @@ class Request:
 
     `searched` are the configs that stand for points of a searched axis only: trained when the search asks for them.
     `as_written`: the command leaves the arms and scales of the sweep's file as they are there.
+    `arguments`: the command's own, with which it can be given again elsewhere.
     """
 
     sweep: str | None
@@ -47,6 +48,7 @@ class Request:
     command: str
     searched: frozenset[RunConfig] = frozenset()
     as_written: bool = False
+    arguments: tuple[str, ...] = ()
 
     @property
     def question(self) -> str:
@@ -95,6 +97,7 @@ def build_request(
     execution = from_mapping(Execution, _part(base, EXECUTION_KEYS))
     selection = from_mapping(Selection, _part(base, SELECTION_KEYS))
     _refuse_code(execution.tracking.name, command)
+    _refuse_half_a_launcher(execution, command)
     configs: dict[RunConfig, None] = {}
     listed: set[RunConfig] = set()
     composed: dict[str, Mapping[str, Any]] = {"{}": base}
@@ -210,6 +213,17 @@ def _refuse_code(tracker: str, command: CommandLine) -> None:
     if ":" in tracker and not command.fixed & {"tracking", "tracking.name"}:
         problem = "is a class to import, and a config file asks for it, not the command"
         raise InputError("tracking.name", tracker, problem, f"If you trust it, add tracking.name={tracker}.")
+
+
+def _refuse_half_a_launcher(execution: Execution, command: CommandLine) -> None:
+    """Submitting takes machines that others wait for: the command itself has to ask for it, and outright."""
+    if execution.launcher != "local" and "launcher" not in command.fixed:
+        problem = "would submit jobs, and a config file asks for it, not the command"
+        raise InputError("launcher", execution.launcher, problem, f"Add launcher={execution.launcher}.")
+    given = sorted(key for key in command.fixed if key.split(".")[0] == "slurm")
+    if execution.launcher == "local" and given:
+        problem = "is of no use here, where the command trains in its own process"
+        raise InputError(given[0], "(given)", problem, "Add launcher=slurm to submit, or leave it out.")
 
 
 def _refuse_sweeping(axes: Axes) -> None:

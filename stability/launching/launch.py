@@ -24,11 +24,15 @@ from stability.launching.memory import find_budget
 from stability.launching.plan import PlannedRun, pack_runs, plan_runs
 from stability.launching.reuse import check_lender, lendable
 from stability.launching.search import Search
+from stability.launching.slurm import check_slurm, plan_array, submit, wait_for
+from stability.launching.slurm_task import Task, in_task
 from stability.launching.tracked import tracked_sweep
 from stability.launching.work import refuse_what_does_not_fit, text_of
-from stability.tracking.locks import Locks
+from stability.tracking.console import counted
+from stability.tracking.locks import SWEEP, Locks
+from stability.tracking.slurm import SLURM
 from stability.tracking.tracker import Background
-from stability.tracking.trackers import TrackerSettings, find_tracker
+from stability.tracking.trackers import Factory, TrackerSettings, find_tracker
 from stability.untrusted.names import refuse_way_out
 from stability.untrusted.printable import tell
 
@@ -61,6 +65,9 @@ def launch(request: Request) -> int:
 
 def _launch(request: Request) -> int:
     show_every_core()
+    submits = request.execution.launcher == "slurm" and not in_task()
+    if submits:
+        check_slurm(request.execution.slurm)
     tracking = request.execution.tracking
     make_tracker = find_tracker(tracking.name, tracking.mode)  # refuses now rather than in mid-training
     corpus, configs, searched = _resolved(request)
@@ -84,7 +91,10 @@ def _launch(request: Request) -> int:
         unfinished = [run for run in unfinished if run not in lent]
     packs = pack_runs(unfinished)
     layout = choose_layout(
-        request.execution.lanes, request.execution.mesh, max((len(pack.runs) for pack in packs), default=1)
+        request.execution.lanes,
+        request.execution.mesh,
+        max((len(pack.runs) for pack in packs), default=1),
+        here=not submits,
     )
     check_mesh([pack.config for pack in packs], layout)
     budget = find_budget(request.execution.memory_limit)
@@ -92,23 +102,60 @@ def _launch(request: Request) -> int:
         tell(describe(runs, unfinished, layout, budget, calibration))
         if search.active:
             tell(search.plan())
+        if submits:
+            tasks = plan_array(request.execution.slurm, pack_runs(search.first())).tasks
+            tell(f"As a Slurm array of {counted(tasks, 'task')}; memory and time are those of this machine.")
         tell(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
+    if submits:
+        return _submit(request, sweep, path, search, make_tracker)
     keep_compiled_programs()
     programs = KeptPrograms()
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
     with Locks(path, tell) as locks:
         folder = open_folder(path, locks, sweep, request.definition, search.first(), request.ladder, request.command)
         with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
-            campaign = Campaign(request, sweep, folder, parts, tracker, lender, programs, layout, budget, locks)
+            # Between two rounds of a search all tasks have to be there.
+            shared = in_task() and not search.active
+            campaign = Campaign(request, sweep, folder, parts, tracker, lender, programs, layout, budget, locks, shared)
             code = train_rounds(campaign, search)
             if code == EXIT_INTERRUPTED:
+                return code
+            if shared and (others := _of_others(folder, runs, locks)):
+                tell(f"{counted(others, 'run')} left to other tasks; the last to end analyses.")
                 return code
             tracker.settle()
             _analyse(request, folder, tracker)
     for line in tracker.closing_words():
         tell(line)
     return code
+
+
+def _of_others(folder: SweepFolder, runs: Sequence[PlannedRun], locks: Locks) -> int:
+    """How many runs other commands are training now."""
+    return sum(locks.is_held(run.folder_name) and not folder.is_finished(run) for run in runs)
+
+
+def _submit(request: Request, sweep: str, path: Path, search: Search, make_tracker: Factory) -> int:
+    """Hand the sweep to Slurm, and analyse it where that is waited for or everything is done already."""
+    settings, tracking = request.execution.slurm, request.execution.tracking
+    with Locks(path, tell) as locks:
+        runs = search.first()
+        folder = open_folder(path, locks, sweep, request.definition, runs, request.ladder, request.command)
+        unfinished = unfinished_runs(folder, runs)
+        if unfinished or search.active:
+            with locks.hold(SWEEP):
+                task = Task(request.arguments, tuple(sys.orig_argv))
+                submit(settings, sweep, path, task, plan_array(settings, pack_runs(runs)), len(unfinished))
+            if not settings.wait:
+                return 0
+            wait_for(path, tell)
+            if left := len(unfinished_runs(folder, runs)):
+                tell(f"{counted(left, 'run')} without a result; the same command tries again. See {path / SLURM}")
+                return EXIT_FAILED
+        with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
+            _analyse(request, folder, tracker)
+    return 0
 
 
 def _analyse(request: Request, folder: SweepFolder, tracker: Background) -> None:

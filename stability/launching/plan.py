@@ -69,6 +69,11 @@ class Pack:
         """Any of its configs; they differ in leaves only."""
         return self.runs[0].config
 
+    @property
+    def structure(self) -> object:
+        """What its configs share, and with it their program."""
+        return jax.tree.structure(self.config)
+
 
 def plan_runs(configs: Sequence[RunConfig], scales: Scales) -> tuple[PlannedRun, ...]:
     """Name every run (configs resolved): fingerprint, scale and arm, smallest scale first."""

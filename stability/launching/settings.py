@@ -7,7 +7,7 @@ from pydantic import ConfigDict
 
 from stability.formats import FORMATS, Format
 from stability.tracking.console import Progress
-from stability.typed import Bytes, Count, Positive, Text
+from stability.typed import Bytes, Count, Gpus, Positive, Steps, Text, Word
 
 S = TypeVar("S")
 
@@ -101,6 +101,45 @@ class MeshSettings:
 
 @settings
 @dataclass(frozen=True, kw_only=True)
+class Slurm:
+    """What a job array is to be, and what each of its tasks asks for (`launching/slurm`); None leaves that to Slurm.
+
+    Attributes:
+        array: how many tasks share the sweep; None is one for each program.
+        parallelism: how many of them Slurm may run at a time.
+        partition, account, qos, constraint: as Slurm has them.
+        nodes: of a task.
+        tasks_per_node: processes of a task on each node, which are one JAX program.
+        cpus_per_task: of each process.
+        gpus_per_node: a number, or a kind and a number (`a100:4`).
+        mem: of each node.
+        timeout_min: the time limit; a task that reaches it is queued again, and goes on where it was.
+        signal_delay_s: how long before the limit a task is told, so that it can save.
+        requeues: how often a task may reach the limit.
+        additional: other options of sbatch, by their long names: `{reservation: NAME, exclusive: true}`.
+        wait: stay until the array has ended, and analyse.
+    """
+
+    array: Count | None = None
+    parallelism: Count | None = None
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    constraint: Word | None = None
+    nodes: Count = 1
+    tasks_per_node: Count = 1
+    cpus_per_task: Count | None = None
+    gpus_per_node: Gpus | None = None
+    mem: Bytes | None = None
+    timeout_min: Count = 60
+    signal_delay_s: Count = 120
+    requeues: Steps = 100
+    additional: dict[str, Any] = field(default_factory=dict)
+    wait: bool = False
+
+
+@settings
+@dataclass(frozen=True, kw_only=True)
 class Execution:
     """How and where to run, and what to show; none of it changes what a run is.
 
@@ -116,6 +155,8 @@ class Execution:
         report: write report.html.
         figures: the formats of figure files.
         tracking: who follows the runs beside their own files.
+        launcher: where to train: in this process, or in the tasks of a Slurm array.
+        slurm: that array.
     """
 
     lanes: LanesChoice = "auto"
@@ -129,6 +170,8 @@ class Execution:
     report: bool = True
     figures: tuple[Format, ...] = FORMATS
     tracking: Tracking = field(default_factory=Tracking)
+    launcher: Literal["local", "slurm"] = "local"
+    slurm: Slurm = field(default_factory=Slurm)
 
 
 @settings

@@ -11,20 +11,23 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def stop_flag(say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C or SIGTERM into a flag that is read between dispatches; the second interrupts at once.
+    """Turn the first Ctrl-C or SIGTERM into a flag that is read between dispatches; then Ctrl-C interrupts at once.
 
-    The signal of a terminal that is closed counts too, unless the process was told to ignore it (`nohup`).
+    Further SIGTERMs change nothing: clusters send several, of which none is a person's impatience. The signal of a
+    terminal that is closed counts too, unless the process was told to ignore it (`nohup`).
     """
     asked: list[int] = []
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if asked:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if asked:
+            return
         asked.append(number)
         if number == signal.SIGHUP:
             _write_nowhere()
         with suppress(RuntimeError):  # the signal came in the midst of printing, into which nothing can be printed
-            say("Stopping after this step, and saving. Once more to stop at once.")
+            say("Stopping after this step, and saving. Ctrl-C from now on stops at once.")
 
     heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in heeded}

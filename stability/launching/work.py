@@ -2,7 +2,7 @@
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -53,24 +53,42 @@ def train_runs(
     layout: Layout,
     budget: Budget,
     stop: Callable[[], bool],
+    shares: Mapping[object, int] | None = None,
 ) -> int:
     """See all of the runs to their ends; returns how many failed.
 
     Runs that another command has locked are left to it. Those are waited for when nothing else is left to do, and taken
     over where it ends without finishing them.
 
+    Args:
+        desk: of the sweep.
+        programs: compiled so far.
+        runs: unfinished ones.
+        parts: the text.
+        layout: how lanes lie on devices.
+        budget: what memory there is.
+        stop: whether to stop.
+        shares: of a task of an array: how many runs of a structure it may train together, so that others have some.
+            It takes the costliest pack first, so that all end at about the same time, and waits for nobody, because
+            its machine would be idle.
+
     Raises:
         Interrupted: asked to stop; what was under way has been saved.
         OSError: the storage failed; what had been recorded is kept.
     """
-    trainer, failed = _Trainer(desk, programs, parts, layout, budget, stop), 0
+    trainer, failed = _Trainer(desk, programs, parts, layout, budget, stop, shares or {}), 0
     while runs:
         elsewhere: list[PlannedRun] = []
-        for pack in pack_runs(runs):
+        packs = pack_runs(runs)
+        if shares is not None:
+            packs = tuple(sorted(packs, key=lambda pack: max(run.cost for run in pack.runs), reverse=True))
+        for pack in packs:
             failed += trainer.train_pack(pack, elsewhere)
         runs = elsewhere
-        if runs:
+        if runs and shares is None:
             _wait(desk, runs, stop)
+        elif all(desk.locks.is_held(run.folder_name) for run in runs):
+            break
     return failed
 
 
@@ -99,6 +117,7 @@ class _Trainer:
     layout: Layout
     budget: Budget
     stop: Callable[[], bool]
+    shares: Mapping[object, int]
     correction: float = 1.0
 
     def train_pack(self, pack: Pack, elsewhere: list[PlannedRun]) -> int:
@@ -114,6 +133,7 @@ class _Trainer:
         desk, layout, config = self.desk, self.layout, pack.config
         text, waiting, failed = text_of(self.parts, config), list(pack.runs), 0
         most = layout.most_lanes(config, self.budget.limit / self.correction)
+        most = min(most, self.shares.get(pack.structure, most))
         largest = max(group_sizes(len(waiting), most))
         while waiting:
             if self.stop():

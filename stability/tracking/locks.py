@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 
 from stability.tracking.files import PARTIAL
+from stability.tracking.slurm import slurm_task
 
 LOCKS = "locks"
 SWEEP = "sweep"
@@ -33,13 +34,14 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock."""
+    """The process that holds a lock, and the Slurm job or task that it is part of."""
 
     host: str
     pid: int
+    job: str | None = None
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}"
+        return f"process {self.pid} on {self.host}" + (f", Slurm job {self.job}" if self.job else "")
 
 
 class Locks:
@@ -202,14 +204,16 @@ def is_held(path: Path) -> bool:
 def _read(content: bytes) -> Holder | None:
     try:
         found = json.loads(content)
-        return Holder(str(found["host"]), int(found["pid"]))
+        job = found.get("job")
+        return Holder(str(found["host"]), int(found["pid"]), None if job is None else str(job))
     except (ValueError, TypeError, KeyError):
         return None
 
 
 def _sign(descriptor: int) -> None:
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps({"host": platform.node(), "pid": os.getpid()}).encode(), 0)
+    holder = {"host": platform.node(), "pid": os.getpid(), "job": slurm_task()}
+    os.pwrite(descriptor, json.dumps(holder).encode(), 0)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

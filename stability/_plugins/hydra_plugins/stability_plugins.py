@@ -5,6 +5,7 @@ Hydra finds plug-ins in the namespace package `hydra_plugins`, which is why this
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ class StabilitySweeper(Sweeper):
             lambda chosen: self._compose([str(override.input_line) for override in fixed], chosen),
             typed_command(),
         )
-        return self._task(request)
+        return self._task(replace(request, arguments=tuple(arguments)))
 
     def _compose(self, fixed: list[str], chosen: Mapping[str, Any]) -> Mapping[str, Any]:
         picks = [f"{'+' if key in APPENDED_GROUPS else ''}{key}={_choice(key, value)}" for key, value in chosen.items()]

@@ -1,0 +1,207 @@
+"""A sweep handed to Slurm: a job array through submitit, whose tasks share the sweep's runs by their locks."""
+
+import importlib.util
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from stability.errors import InputError
+from stability.launching.plan import Pack
+from stability.launching.settings import Slurm
+from stability.launching.slurm_task import Task
+from stability.tracking.console import counted
+from stability.tracking.slurm import SLURM, QueuedTask, Submission, queued_tasks, submissions
+from stability.untrusted.names import folder_name, refuse_links_out
+from stability.untrusted.printable import tell
+
+POLL_S = 10.0
+"""How often `slurm.wait=true` asks Slurm."""
+SET_BY_KEYS = {
+    "array": "slurm.array",
+    "partition": "slurm.partition",
+    "account": "slurm.account",
+    "qos": "slurm.qos",
+    "constraint": "slurm.constraint",
+    "nodes": "slurm.nodes",
+    "ntasks-per-node": "slurm.tasks_per_node",
+    "ntasks": "slurm.tasks_per_node",
+    "cpus-per-task": "slurm.cpus_per_task",
+    "gpus-per-node": "slurm.gpus_per_node",
+    "mem": "slurm.mem",
+    "time": "slurm.timeout_min",
+    "signal": "slurm.signal_delay_s",
+    "wait": "slurm.wait",
+}
+SET_BY_US = (
+    "output",
+    "error",
+    "open-mode",
+    "requeue",
+    "no-requeue",
+    "wrap",
+    "parsable",
+    "test-only",
+    "chdir",
+    "export",
+)
+"""Options of sbatch by which a task would not start, or its output would not be found."""
+
+
+def check_slurm(settings: Slurm) -> None:
+    """Refuse what cannot be submitted from here.
+
+    Raises:
+        InputError: names the key; submitit or sbatch is missing.
+    """
+    for name, value in settings.additional.items():
+        key = f"slurm.additional.{name}"
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
+            raise InputError(
+                key, value, "is no long name of an option of sbatch", "Write it as reservation or mail-type."
+            )
+        if name in SET_BY_KEYS:
+            raise InputError(key, value, "has a key of its own", f"Use {SET_BY_KEYS[name]}.")
+        if name in SET_BY_US:
+            raise InputError(key, value, "is set by this program", "Leave it out.")
+        if not isinstance(value, str | int) or not str(value).isprintable():
+            fix = "Give it a text in one line, a number, or true where it takes no value."
+            raise InputError(key, value, "is no value of an option", fix)
+    if settings.signal_delay_s >= 60 * settings.timeout_min:
+        problem = f"is not less than the time limit, slurm.timeout_min={settings.timeout_min}"
+        raise InputError("slurm.signal_delay_s", settings.signal_delay_s, problem, "Give a longer limit.")
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        fix = "Give the command on a host that can submit (a login node); without launcher=slurm it trains here."
+        raise InputError("launcher", "slurm", "there is no sbatch here", fix)
+    if importlib.util.find_spec("submitit") is None:
+        fix = "Install it: pip install 'stability[slurm]', or -e '.[slurm]' in a checkout."
+        raise InputError("launcher", "slurm", "the package submitit is not installed", fix)
+
+
+@dataclass(frozen=True)
+class Array:
+    """How many tasks a sweep gets, and how they share it.
+
+    Attributes:
+        tasks: that there are to be.
+        lanes: structure of a config -> how many of its runs may train together, so that every task has some.
+    """
+
+    tasks: int
+    lanes: Mapping[object, int]
+
+
+def plan_array(settings: Slurm, packs: Sequence[Pack]) -> Array:
+    """One task for each pack unless told otherwise, and no more than there are runs.
+
+    Tasks take packs whole as long as there is one for each. Where there are more tasks, packs are divided. It follows
+    from the whole sweep, finished runs included: a task that starts again makes groups of the same sizes.
+
+    Args:
+        settings: of the command.
+        packs: of all runs.
+    """
+    runs = sum(len(pack.runs) for pack in packs)
+    tasks = max(1, min(settings.array or len(packs), runs))
+    each = ceil(tasks / max(1, len(packs)))
+    return Array(tasks, {pack.structure: ceil(len(pack.runs) / each) for pack in packs})
+
+
+def submit(settings: Slurm, sweep: str, folder: Path, task: Task, todo: Array, unfinished: int) -> None:
+    """Have as many tasks queued or running as there are to be, and say so. Only for who holds the sweep's own lock.
+
+    Those of earlier submissions count: the same command given twice submits once.
+
+    Args:
+        settings: of the command.
+        sweep: its name, which the job gets.
+        folder: the sweep's.
+        task: what each task executes.
+        todo: how many there are to be.
+        unfinished: runs without a result; more tasks than that would find nothing to do.
+
+    Raises:
+        InputError: sbatch refuses.
+    """
+    earlier = list(submissions(folder))
+    alive = queued_tasks([one.job for one in earlier]) or []
+    tasks = min(todo.tasks, max(1, unfinished)) - len(alive)
+    if alive:
+        tell(f"At work on it already: {_named(alive)}.")
+    if tasks <= 0:
+        tell("Nothing more is submitted; they share all runs.")
+        job = alive[0].job
+    else:
+        job = _submit(settings, sweep, folder, task, tasks, 1 + len(earlier))
+        tell(f"Submitted Slurm job {job}: {counted(tasks, 'task')} for {counted(unfinished, 'run')}.")
+    tell(
+        f"  python -m stability.status {folder}   what trains where, and what is queued\n"
+        f"  scancel {job}   saves and stops; the same command goes on\n"
+        f"What the tasks say is in {folder / SLURM}"
+    )
+
+
+def _named(tasks: Sequence[QueuedTask]) -> str:
+    return ", ".join(f"{task.name} ({task.state.lower()})" for task in tasks)
+
+
+def _submit(settings: Slurm, sweep: str, folder: Path, task: Task, tasks: int, number: int) -> str:
+    """Submit an array, and note that; its job id."""
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    refuse_links_out(folder, folder / SLURM, files := folder / SLURM / str(number))
+    files.mkdir(parents=True, exist_ok=True)
+    files.chmod(0o700)  # the tasks hold the command as it was typed, with whatever secret is in it
+    executor = submitit.SlurmExecutor(folder=files.absolute(), max_num_timeout=settings.requeues)
+    executor.update_parameters(**_parameters(settings, sweep, tasks))
+    try:
+        job = executor.submit_array([task] * tasks)[0].job_id.partition("_")[0]
+    except (FailedJobError, FailedSubmissionError) as error:
+        shutil.rmtree(files, ignore_errors=True)
+        problem = f"is refused by sbatch: {' '.join(str(error).split())}"
+        fix = "Change slurm.*, to what `sinfo` and your cluster's documentation offer."
+        raise InputError("launcher", "slurm", problem, fix) from None
+    Submission(job, tasks).write(folder / SLURM / f"{number}.json")
+    return job
+
+
+def _parameters(settings: Slurm, sweep: str, tasks: int) -> dict[str, Any]:
+    """The options of sbatch, as submitit names them; what is None is left out."""
+    asked = {
+        "job_name": folder_name(sweep),
+        "partition": settings.partition,
+        "account": settings.account,
+        "qos": settings.qos,
+        "constraint": settings.constraint,
+        "nodes": settings.nodes,
+        "ntasks_per_node": settings.tasks_per_node,
+        "cpus_per_task": settings.cpus_per_task,
+        "gpus_per_node": settings.gpus_per_node,
+        "mem": None if settings.mem is None else f"{ceil(settings.mem / 2**20)}M",
+        "time": settings.timeout_min,
+        "signal_delay_s": settings.signal_delay_s,
+        "array_parallelism": settings.parallelism or tasks,
+        "stderr_to_stdout": True,
+        # Clusters differ in whether a job may be queued again when it does not say so.
+        "additional_parameters": {
+            "requeue": True,
+            **{name: value for name, value in settings.additional.items() if value is not False},
+        },
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def wait_for(folder: Path, say: Callable[[str], None]) -> None:
+    """Until Slurm has done with all that was submitted for a sweep; tells what changes."""
+    jobs, last = [one.job for one in submissions(folder)], ""
+    while (tasks := queued_tasks(jobs)) is None or tasks:
+        line = f"Waiting for {_named(tasks)}." if tasks else "Waiting: squeue does not answer."
+        if line != last:
+            say(line)
+        last = line
+        time.sleep(POLL_S)
