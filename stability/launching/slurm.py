@@ -1,10 +1,12 @@
 """A sweep handed to Slurm: a job array through submitit, whose tasks share the sweep's runs by their locks."""
 
 import importlib.util
+import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
@@ -19,6 +21,7 @@ from stability.tracking.slurm import SLURM, QueuedTask, Submission, queued_tasks
 from stability.untrusted.names import folder_name, refuse_links_out
 from stability.untrusted.printable import tell
 
+LOG_LEVEL = "SUBMITIT_LOG_LEVEL"
 POLL_S = 10.0
 """How often `slurm.wait=true` asks Slurm."""
 SET_BY_KEYS = {
@@ -151,8 +154,9 @@ def _named(tasks: Sequence[QueuedTask]) -> str:
 
 def _submit(settings: Slurm, sweep: str, folder: Path, task: Task, tasks: int, number: int) -> str:
     """Submit an array, and note that; its job id."""
-    import submitit
-    from submitit.core.utils import FailedJobError, FailedSubmissionError
+    with _quiet_import():
+        import submitit
+        from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     refuse_links_out(folder, folder / SLURM, files := folder / SLURM / str(number))
     files.mkdir(parents=True, exist_ok=True)
@@ -168,6 +172,19 @@ def _submit(settings: Slurm, sweep: str, folder: Path, task: Task, tasks: int, n
         raise InputError("launcher", "slurm", problem, fix) from None
     Submission(job, tasks).write(folder / SLURM / f"{number}.json")
     return job
+
+
+@contextmanager
+def _quiet_import() -> Iterator[None]:
+    """Imported, submitit would set up logging anew, and close the streams of handlers that others have (Abseil's)."""
+    asked = os.environ.get(LOG_LEVEL)
+    os.environ[LOG_LEVEL] = "NOCONFIG"
+    try:
+        yield
+    finally:
+        del os.environ[LOG_LEVEL]  # the tasks inherit the environment, and are to log
+        if asked is not None:
+            os.environ[LOG_LEVEL] = asked
 
 
 def _parameters(settings: Slurm, sweep: str, tasks: int) -> dict[str, Any]:
