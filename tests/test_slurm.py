@@ -94,38 +94,91 @@ def test_an_array_shares_a_sweep(submit: Callable[..., str], slurm: Cluster, und
     assert "sensitivity" in done, "nothing is left to submit, and what there is, is analysed here"
 
 
-def met_in_its_midst(folder: Path, deadline_s: float = 120.0) -> Iterator[tuple[str, str]]:
-    """Each run of a sweep when it has begun to train, with the task of Slurm's that trains it."""
-    met: set[str] = set()
+def met_in_its_midst(folder: Path, since: dict[str, int], deadline_s: float = 120.0) -> tuple[str, str]:
+    """A run that trains and has more rows than `since`, by name, when there is one; with the task that trains it."""
     deadline = time.monotonic() + deadline_s
-    while len(met) < 2:
+    while True:
         assert time.monotonic() < deadline, outputs(folder)
         for run in run_folders(folder):
             holder = read_holder(folder / LOCKS / run.path.name)
-            if run.path.name not in met and holder and holder.job and read_rows(run.metrics)[2:]:
-                met.add(run.path.name)
-                yield run.path.name, holder.job
+            if holder and holder.job and len(read_rows(run.metrics)) > since.get(run.path.name, 2):
+                return run.path.name, holder.job
         time.sleep(0.02)
 
 
-def test_preempted_tasks_save_and_go_on_as_if_nothing_had_been(
+REQUEUE, TIME_IS_UP = ("scontrol", "requeue"), ("scancel", "--signal=USR2")
+"""What an administrator does, and clusters that preempt: SIGTERM, then the job waits again. What a time limit does."""
+
+
+def test_a_preempted_task_saves_and_goes_on_as_if_nothing_had_been(
     submit: Callable[..., str], slurm: Cluster, undisturbed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One is queued again by an administrator (SIGTERM), the other is told that its time is up (SIGUSR2)."""
-    submit(*PACKS, *SUBMITTED)
-    folder, strikes = Path("out"), [("scontrol", "requeue"), ("scancel", "--signal=USR2")]
-    struck: dict[str, str] = {}
-    for (run, task), words in zip(met_in_its_midst(folder), strikes, strict=True):
+    submit(*PACKS, *SUBMITTED, "model.qk_layernorm=none")
+    folder, rows = Path("out"), dict[str, int]()
+    for words in (REQUEUE, TIME_IS_UP):
+        run, task = met_in_its_midst(folder, rows)
         slurm.ask(*words, task)
-        struck[run] = task
-    assert len(set(struck.values())) == 2, "both programs are trained at the same time, by a task each"
-    capsys.readouterr()
-    assert status.main([str(folder)]) == 1
-    assert "Slurm job" in capsys.readouterr().out
+        while read_holder(folder / LOCKS / run):  # until it has saved
+            time.sleep(0.02)
+        rows[run] = len(read_rows(folder / "runs" / run / "metrics.jsonl"))
+        capsys.readouterr()
+        assert status.main([str(folder)]) == 1
+        assert f"Slurm job {task}: 1 " in capsys.readouterr().out
     slurm.wait()
     said = outputs(folder)
-    assert "Requeued job" in said, "by submitit's own flow"
     assert said.count("Stopping after this step") == 2
+    assert said.count("Requeued job") == 1, "by submitit's own flow, where it is for us to queue it again"
+    first, second, third = starts(folder)[run]
+    assert first == 0 < second < third < 1500
+    whole = {name: content for name, content in result(undisturbed).items() if name.startswith(run)}
+    assert len(whole) == 4, "config, summary, rows and parameters"
+    assert differences({name: content for name, content in result(folder).items() if name in whole}, whole) == []
+
+
+@pytest.mark.slow
+def test_preempted_tasks_of_an_array_go_on_as_if_nothing_had_been(submit: Callable[..., str], slurm: Cluster) -> None:
+    """Each in its own way, both at about the same time; what one had may be taken over by the other."""
+    submit(*PACKS, *SUBMITTED, "output_dir=whole")
+    slurm.wait()
+    submit(*PACKS, *SUBMITTED)
+    folder, struck = Path("out"), dict[str, int]()
+    for words in (REQUEUE, TIME_IS_UP):
+        run, task = met_in_its_midst(folder, struck)
+        slurm.ask(*words, task)
+        struck[run] = 1 << 30
+    slurm.wait()
+    assert len(struck) == 2
     assert {name: begun[0] for name, begun in starts(folder).items()} == dict.fromkeys(struck, 0)
     assert all(len(begun) == 2 and begun[1] > 0 for begun in starts(folder).values()), starts(folder)
-    assert differences(result(folder), result(undisturbed)) == []
+    assert differences(result(folder), result(Path("whole"))) == []
+
+
+@pytest.mark.slow
+def test_a_task_that_reaches_its_time_limit_goes_on_until_it_is_done(
+    submit: Callable[..., str], slurm: Cluster
+) -> None:
+    """Slurm looks at time limits twice a minute, so a task of a minute is told at any moment of it."""
+    long = [word for word in PACKS if not word.startswith(("training.steps=", "training.observe_every="))]
+    long += [
+        "training.steps=60000",
+        "training.observe_every=1000",
+        "model.qk_layernorm=none",
+        "slurm.signal_delay_s=10",
+    ]
+    submit(*long, *SUBMITTED, "slurm.timeout_min=1", "slurm.wait=true")
+    said = outputs(Path("out"))
+    assert "Requeued job" in said
+    assert "TIME LIMIT" not in said, "it has saved before the limit"
+    (begun,) = starts(Path("out")).values()
+    assert begun[0] == 0 < begun[1]
+
+
+@pytest.mark.slow
+def test_what_sbatch_refuses_is_bad_input(slurm: Cluster, submit: Callable[..., str], command: Command) -> None:
+    refused = command(*PACKS, *SUBMITTED, "slurm.partition=nowhere")
+    assert refused.code == 2
+    assert "invalid partition" in refused.err
+    assert list(Path("out/slurm").iterdir()) == []
+    submit(*PACKS, *SUBMITTED, "slurm.partition=main", "slurm.array=1", "model.qk_layernorm=none", "training.steps=30")
+    slurm.wait()
+    assert status.main(["out"]) == 1, "the refused command's other run is planned too"

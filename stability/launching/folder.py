@@ -234,6 +234,12 @@ def plan_round(folder: SweepFolder, locks: Locks, runs: Sequence[PlannedRun], st
         write_json(folder.path / MANIFEST, content, checksum=True)
 
 
+def is_complete(folder: SweepFolder, runs: Sequence[PlannedRun]) -> bool:
+    """Whether these runs have results, and the sweep's search, if there is one, has come to its end."""
+    search = read_json(folder.path / MANIFEST).get("search", {"finished": True})
+    return bool(search["finished"]) and all(folder.is_finished(run) for run in runs)
+
+
 def _settings(runs: Sequence[PlannedRun], scales: Scales) -> dict[str, list[Any]]:
     """Every value that each setting takes over the runs, but for learning rate, scale and seed."""
     free = NOT_ARM_KEYS.union(*(keys.keys() for keys in scales.values()))

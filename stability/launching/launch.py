@@ -18,16 +18,19 @@ from stability.launching.campaign import EXIT_FAILED, Campaign, train_rounds, un
 from stability.launching.compilation_cache import KeptPrograms, keep_compiled_programs
 from stability.launching.describe import describe
 from stability.launching.devices import check_mesh, choose_layout, show_every_core
-from stability.launching.folder import SweepFolder, check_folder, open_folder
+from stability.launching.folder import SweepFolder, check_folder, is_complete, open_folder
 from stability.launching.grid import Request
-from stability.launching.memory import find_budget
+from stability.launching.host import check_host, prepare_host
+from stability.launching.memory import Budget, find_budget, with_fitted_micro_batch
 from stability.launching.plan import PlannedRun, pack_runs, plan_runs
-from stability.launching.reuse import check_lender, lendable
+from stability.launching.reuse import check_lender, lendable, reuse
 from stability.launching.search import Search
+from stability.launching.settings import MeshSettings
 from stability.launching.slurm import check_slurm, plan_array, submit, wait_for
 from stability.launching.slurm_task import Task, in_task
 from stability.launching.tracked import tracked_sweep
 from stability.launching.work import refuse_what_does_not_fit, text_of
+from stability.model.kernels import refuse_kernel
 from stability.tracking.console import counted
 from stability.tracking.locks import SWEEP, Locks
 from stability.tracking.slurm import SLURM
@@ -64,6 +67,7 @@ def launch(request: Request) -> int:
 
 
 def _launch(request: Request) -> int:
+    prepare_host(request.execution.host)
     show_every_core()
     submits = request.execution.launcher == "slurm" and not in_task()
     if submits:
@@ -71,7 +75,10 @@ def _launch(request: Request) -> int:
     tracking = request.execution.tracking
     make_tracker = find_tracker(tracking.name, tracking.mode)  # refuses now rather than in mid-training
     corpus, configs, searched = _resolved(request)
-    runs = plan_runs(configs, request.ladder.scales)
+    if not request.execution.dry_run and not submits:
+        check_host(request.execution.host)
+    budget = find_budget(request.execution.memory_limit)
+    runs = plan_runs(_fitted(configs, request.execution.mesh, budget), request.ladder.scales)
     search = Search(runs, searched)
     sweep, path = _name_and_folder(request, runs)
     parts = corpus.parts
@@ -97,7 +104,8 @@ def _launch(request: Request) -> int:
         here=not submits,
     )
     check_mesh([pack.config for pack in packs], layout)
-    budget = find_budget(request.execution.memory_limit)
+    for pack in () if submits else packs:
+        refuse_kernel(pack.config)
     if request.execution.dry_run:
         tell(describe(runs, unfinished, layout, budget, calibration))
         if search.active:
@@ -108,7 +116,7 @@ def _launch(request: Request) -> int:
         tell(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
     if submits:
-        return _submit(request, sweep, path, search, make_tracker)
+        return _submit(request, sweep, path, search, lender, make_tracker)
     keep_compiled_programs()
     programs = KeptPrograms()
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
@@ -136,13 +144,17 @@ def _of_others(folder: SweepFolder, runs: Sequence[PlannedRun], locks: Locks) ->
     return sum(locks.is_held(run.folder_name) and not folder.is_finished(run) for run in runs)
 
 
-def _submit(request: Request, sweep: str, path: Path, search: Search, make_tracker: Factory) -> int:
+def _submit(
+    request: Request, sweep: str, path: Path, search: Search, lender: Path | None, make_tracker: Factory
+) -> int:
     """Hand the sweep to Slurm, and analyse it where that is waited for or everything is done already."""
     settings, tracking = request.execution.slurm, request.execution.tracking
     with Locks(path, tell) as locks:
         runs = search.first()
         folder = open_folder(path, locks, sweep, request.definition, runs, request.ladder, request.command)
         unfinished = unfinished_runs(folder, runs)
+        if lender and reuse(folder, locks, unfinished, lender):
+            unfinished = unfinished_runs(folder, runs)
         if unfinished or search.active:
             with locks.hold(SWEEP):
                 task = Task(request.arguments, tuple(sys.orig_argv))
@@ -150,12 +162,17 @@ def _submit(request: Request, sweep: str, path: Path, search: Search, make_track
             if not settings.wait:
                 return 0
             wait_for(path, tell)
-            if left := len(unfinished_runs(folder, runs)):
-                tell(f"{counted(left, 'run')} without a result; the same command tries again. See {path / SLURM}")
+            if not is_complete(folder, runs):
+                tell(f"Some runs have no result; the same command tries again. What the tasks said: {path / SLURM}")
                 return EXIT_FAILED
         with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
             _analyse(request, folder, tracker)
     return 0
+
+
+def _fitted(configs: Sequence[RunConfig], mesh: MeshSettings, budget: Budget) -> list[RunConfig]:
+    """The configs with as many sequences at a time as the memory allows, where they leave that to us."""
+    return [with_fitted_micro_batch(config, budget.limit, mesh.data, mesh.fsdp) for config in configs]
 
 
 def _analyse(request: Request, folder: SweepFolder, tracker: Background) -> None:
