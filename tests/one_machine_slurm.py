@@ -24,8 +24,8 @@ SlurmUser=root
 SlurmctldPort={controller}
 SlurmdPort={node}
 AuthType=auth/munge
-# How long a job that is queued again waits: until the credentials of its last start have expired.
-AuthInfo=socket={folder}/munge.socket,cred_expire=1
+# A job that is queued again waits until the credentials of its last start have expired; less than 5 s counts as 120.
+AuthInfo=socket={folder}/munge.socket,cred_expire=5
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid

@@ -127,7 +127,7 @@ def test_a_preempted_task_saves_and_goes_on_as_if_nothing_had_been(
     slurm.wait()
     said = outputs(folder)
     assert said.count("Stopping after this step") == 2
-    assert said.count("Requeued job") == 1, "by submitit's own flow, where it is for us to queue it again"
+    assert said.count(") - Requeued job") == 1, "by submitit's own flow, where it is for us to queue it again"
     first, second, third = starts(folder)[run]
     assert first == 0 < second < third < 1500
     whole = {name: content for name, content in result(undisturbed).items() if name.startswith(run)}

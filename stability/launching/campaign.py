@@ -23,6 +23,7 @@ from stability.launching.work import train_runs
 from stability.tracking.console import counted, duration
 from stability.tracking.live import RunFacts, console_for
 from stability.tracking.locks import Locks
+from stability.tracking.slurm import tasks_of_array
 from stability.tracking.tracker import Background
 from stability.training.lanes import Programs
 from stability.training.loop import Interrupted
@@ -118,7 +119,7 @@ def _train_all(campaign: Campaign, name: str, runs: Sequence[PlannedRun], told: 
     campaign.tracker.warn_with(console.say)
     start = provenance(request.execution, layout.strategy, request.command)
     desk = Desk(campaign.sweep, folder, console, campaign.tracker, start, campaign.locks)
-    shares = plan_array(request.execution.slurm, pack_runs(runs)).lanes if campaign.shared else None
+    shares = _shares(request, runs) if campaign.shared else None
     try:
         with stop_flag(console.say) as stop:
             failed = train_runs(desk, programs, unfinished, campaign.parts, layout, campaign.budget, stop, shares)
@@ -138,6 +139,11 @@ def _train_all(campaign: Campaign, name: str, runs: Sequence[PlannedRun], told: 
             f"{counted(failed, 'run')} failed; the same command tries them again. See error.txt in their folders."
         )
     return EXIT_FAILED if failed else 0
+
+
+def _shares(request: Request, runs: Sequence[PlannedRun]) -> Mapping[object, int]:
+    """How many runs of a structure a task of an array may train together."""
+    return plan_array(request.execution.slurm, pack_runs(runs), tasks_of_array()).lanes
 
 
 def _facts(run: PlannedRun) -> RunFacts:

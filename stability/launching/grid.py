@@ -6,6 +6,7 @@ set in its mapping before it is read into a typed config.
 """
 
 import copy
+import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -95,10 +96,11 @@ def build_request(
         InputError: an unknown key, scale or value, named with what is allowed.
     """
     _refuse_unknown(base)
+    _refuse_no_site(base.get("slurm"))
     execution = from_mapping(Execution, _part(base, EXECUTION_KEYS))
     selection = from_mapping(Selection, _part(base, SELECTION_KEYS))
     _refuse_code(execution.tracking.name, command)
-    _refuse_half_a_launcher(execution, command)
+    _refuse_half_a_launcher(execution, base, command)
     _refuse_programs(execution.host.compilation_cache, command)
     configs: dict[RunConfig, None] = {}
     listed: set[RunConfig] = set()
@@ -217,15 +219,23 @@ def _refuse_code(tracker: str, command: CommandLine) -> None:
         raise InputError("tracking.name", tracker, problem, f"If you trust it, add tracking.name={tracker}.")
 
 
-def _refuse_half_a_launcher(execution: Execution, command: CommandLine) -> None:
+def _refuse_no_site(slurm: Any) -> None:
+    """A word where the keys should be: no folder has a file for it, or Hydra would have put that in its place."""
+    if isinstance(slurm, str):
+        fix = "Write conf/slurm/NAME.yaml beside the working folder, with lines such as partition: gpu."
+        raise InputError("slurm", slurm, "there is no such file of Slurm's keys", fix)
+
+
+def _refuse_half_a_launcher(execution: Execution, base: Mapping[str, Any], command: CommandLine) -> None:
     """Submitting takes machines that others wait for: the command itself has to ask for it, and outright."""
     if execution.launcher != "local" and "launcher" not in command.fixed:
         problem = "would submit jobs, and a config file asks for it, not the command"
         raise InputError("launcher", execution.launcher, problem, f"Add launcher={execution.launcher}.")
     given = sorted(key for key in command.fixed if key.split(".")[0] == "slurm")
     if execution.launcher == "local" and given:
-        problem = "is of no use here, where the command trains in its own process"
-        raise InputError(given[0], "(given)", problem, "Add launcher=slurm to submit, or leave it out.")
+        value = functools.reduce(lambda node, part: node[part], given[0].split("."), base)
+        problem = "is of no use where the command trains in its own process"
+        raise InputError(given[0], value, problem, "Add launcher=slurm to submit, or leave it out.")
 
 
 def _refuse_programs(cache: str | None, command: CommandLine) -> None:

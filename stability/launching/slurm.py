@@ -98,7 +98,7 @@ class Array:
     lanes: Mapping[object, int]
 
 
-def plan_array(settings: Slurm, packs: Sequence[Pack]) -> Array:
+def plan_array(settings: Slurm, packs: Sequence[Pack], tasks: int | None = None) -> Array:
     """One task for each pack unless told otherwise, and no more than there are runs.
 
     Tasks take packs whole as long as there is one for each. Where there are more tasks, packs are divided. It follows
@@ -107,9 +107,10 @@ def plan_array(settings: Slurm, packs: Sequence[Pack]) -> Array:
     Args:
         settings: of the command.
         packs: of all runs.
+        tasks: that there are, where the command does not say how many there are to be.
     """
     runs = sum(len(pack.runs) for pack in packs)
-    tasks = max(1, min(settings.array or len(packs), runs))
+    tasks = max(1, min(settings.array or tasks or len(packs), runs))
     each = ceil(tasks / max(1, len(packs)))
     return Array(tasks, {pack.structure: ceil(len(pack.runs) / each) for pack in packs})
 

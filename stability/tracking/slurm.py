@@ -23,6 +23,12 @@ def slurm_task() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+def tasks_of_array() -> int | None:
+    """How many tasks the array has that this process is part of."""
+    count = os.environ.get("SLURM_ARRAY_TASK_COUNT", "")
+    return int(count) if count.isdigit() else None
+
+
 @dataclass(frozen=True)
 class Submission:
     """A job array that was submitted for a sweep."""
