@@ -7,6 +7,7 @@ from typing import Any
 
 from stability.config import scientific, to_mapping
 from stability.launching.folder import SweepFolder
+from stability.launching.orders import Orders
 from stability.launching.plan import PlannedRun
 from stability.tracking.console import Console
 from stability.tracking.locks import Locks
@@ -27,6 +28,7 @@ class Desk:
     tracker: Background
     provenance: dict[str, Any]
     locks: Locks
+    orders: Orders
 
     def is_finished(self, run: PlannedRun) -> bool:
         """Whether a run has a result, by its record as it is now."""

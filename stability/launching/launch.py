@@ -1,9 +1,12 @@
 """Check everything, then train what is unfinished, then analyse: the one path from a request to results."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+import jax
 
 from stability.analysis import analyze, format_claims, format_forecasts, format_table
 from stability.analysis.claims import check_claims, parse_claims
@@ -15,13 +18,16 @@ from stability.data.shards import ShardedCorpus
 from stability.errors import EXIT_INTERRUPTED, InputError
 from stability.launching.calibration import calibrate, known_calibration
 from stability.launching.campaign import EXIT_FAILED, Campaign, train_rounds, unfinished_runs
-from stability.launching.compilation_cache import KeptPrograms, keep_compiled_programs
+from stability.launching.compilation_cache import keep_compiled_programs
 from stability.launching.describe import describe
 from stability.launching.devices import check_mesh, choose_layout, show_every_core
 from stability.launching.folder import SweepFolder, check_folder, open_folder
+from stability.launching.follow import Share, follow
 from stability.launching.grid import Request
 from stability.launching.memory import find_budget
+from stability.launching.orders import Channel, Following, Leading, LedPrograms, Orders, OutOfStep, failing_together
 from stability.launching.plan import PlannedRun, pack_runs, plan_runs
+from stability.launching.processes import join, leave
 from stability.launching.reuse import check_lender, lendable
 from stability.launching.search import Search
 from stability.launching.tracked import tracked_sweep
@@ -50,6 +56,14 @@ def launch(request: Request) -> int:
         return _launch(request)
     except BrokenPipeError:  # nobody reads what is printed
         raise
+    except OutOfStep:
+        tell(traceback.format_exc(), sys.stderr)
+        tell(
+            "Stopped: something broke, in this process or another one, and the processes are out of step. What was "
+            f"recorded before is kept, and the same command goes on:\n  {request.command}",
+            sys.stderr,
+        )
+        return EXIT_FAILED
     except OSError as error:
         tell(
             f"Stopped: the storage failed ({error}). What was recorded before is kept. Mend it, and the same command "
@@ -60,7 +74,32 @@ def launch(request: Request) -> int:
 
 
 def _launch(request: Request) -> int:
+    """As one of several processes, if there are others, or alone."""
     show_every_core()
+    processes = join(request.execution.distributed)
+    if processes == 1:
+        return _lead(request, Orders())
+    channel = Channel()
+    with failing_together(channel):
+        if jax.process_index():
+            code = follow(Following(channel), lambda: _share(request))
+        else:
+            orders = Leading(processes, channel)
+            code = _lead(request, orders)
+            orders.end(code)
+    leave()
+    return code
+
+
+def _share(request: Request) -> Share:
+    """What a process other than 0 has to know of the request, for which process 0 has found it good."""
+    corpus, configs, _ = _resolved(request)
+    layout = choose_layout(request.execution.lanes, request.execution.mesh, len(configs))
+    return Share(plan_runs(configs, request.ladder.scales), corpus.parts, layout)
+
+
+def _lead(request: Request, orders: Orders) -> int:
+    """Decide, write and say everything."""
     tracking = request.execution.tracking
     make_tracker = find_tracker(tracking.name, tracking.mode)  # refuses now rather than in mid-training
     corpus, configs, searched = _resolved(request)
@@ -75,6 +114,9 @@ def _launch(request: Request) -> int:
     lender = Path(request.execution.reuse_from).expanduser() if request.execution.reuse_from else None
     if lender:
         check_lender(lender)
+    if request.execution.calibrate and orders.processes > 1:
+        problem = f"measures one machine, and there are {orders.processes} processes"
+        raise InputError("calibrate", True, problem, "Calibrate with one process.")
     if request.execution.calibrate:
         print("Measuring this machine, which takes about a minute.")
     calibration = calibrate() if request.execution.calibrate else known_calibration()
@@ -94,13 +136,14 @@ def _launch(request: Request) -> int:
             tell(search.plan())
         tell(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
+    orders.begin([run.fingerprint for run in runs])
     keep_compiled_programs()
-    programs = KeptPrograms()
+    programs = LedPrograms(orders)
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
     with Locks(path, tell) as locks:
         folder = open_folder(path, locks, sweep, request.definition, search.first(), request.ladder, request.command)
         with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
-            campaign = Campaign(request, sweep, folder, parts, tracker, lender, programs, layout, budget, locks)
+            campaign = Campaign(request, sweep, folder, parts, tracker, lender, programs, layout, budget, locks, orders)
             code = train_rounds(campaign, search)
             if code == EXIT_INTERRUPTED:
                 return code
