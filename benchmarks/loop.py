@@ -14,6 +14,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def profiled(steps: int, observe_every: int, layout: Any) -> dict[str, Any]:
     batches = Batches(tokens, SHAPE.length, SHAPE.batch)
 
     def lane(seed: int) -> Lane:
-        return Lane(config, lambda start, count: batches.batches(seed, start, count), Silent(), no_checkpoints)
+        return Lane(
+            config, lambda start, count, rows: batches.batches(seed, start, count, rows), Silent(), no_checkpoints
+        )
 
     sent: list[float] = []
     step = Program.step

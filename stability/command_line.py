@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from stability.errors import EXIT_INTERRUPTED, InputError
+from stability.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
 from stability.untrusted.printable import shown, tell
 from stability.untrusted.secrets import redacted
 
-EXIT_BAD_INPUT = 2
 TRACEBACK = "STABILITY_TRACEBACK"
 REEXECUTED, NO_REEXECUTION = "STABILITY_REEXECUTED", "STABILITY_NO_REEXECUTION"
 

@@ -3,6 +3,9 @@
 LONGEST_SHOWN = 500
 """Characters of a value that a message shows: whatever a file holds, a person reads it."""
 
+EXIT_BAD_INPUT = 2
+"""The exit code of a command that says something that cannot be."""
+
 EXIT_INTERRUPTED = 130
 """The exit code of a command that was asked to stop, as shells have it for Ctrl-C."""
 

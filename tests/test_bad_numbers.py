@@ -353,8 +353,8 @@ def bad_tokens(steps: dict[int, int]) -> Iterator[None]:
     """Data seed -> the step whose batch has a token outside the vocabulary, as an input only."""
     batches_of = Batches.batches
 
-    def broken(self: Batches, data_seed: int, start: int, count: int) -> np.ndarray:
-        tokens = batches_of(self, data_seed, start, count)
+    def broken(self: Batches, data_seed: int, start: int, count: int, rows: slice) -> np.ndarray:
+        tokens = batches_of(self, data_seed, start, count, rows)
         if start <= steps.get(data_seed, -1) < start + count:
             tokens[steps[data_seed] - start, 2, 0] = 256
         return tokens

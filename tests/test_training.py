@@ -683,7 +683,7 @@ def real_rows(solo: Program) -> list[dict[str, Any]]:
     def no_checkpoints() -> Any:
         raise AssertionError("a run this short saves nothing")
 
-    lane = loop.Lane(tiny(), lambda start, count: TOKENS[start : start + count], listener, no_checkpoints)
+    lane = loop.Lane(tiny(), lambda start, count, rows: TOKENS[start : start + count, rows], listener, no_checkpoints)
     loop.train(solo, [lane], VALIDATION, 0, lambda: False)
     assert listener.ends == [None]
     return listener.rows

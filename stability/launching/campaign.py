@@ -13,6 +13,7 @@ from stability.launching.folder import SearchState, SweepFolder, plan_round
 from stability.launching.grid import Request
 from stability.launching.journal import Desk
 from stability.launching.memory import Budget
+from stability.launching.orders import Orders
 from stability.launching.plan import PlannedRun, pack_runs
 from stability.launching.provenance import device_description, provenance
 from stability.launching.reuse import reuse
@@ -46,6 +47,7 @@ class Campaign:
     layout: Layout
     budget: Budget
     locks: Locks
+    orders: Orders
     shared: bool = False
 
 
@@ -118,10 +120,11 @@ def _train_all(campaign: Campaign, name: str, runs: Sequence[PlannedRun], told: 
     began, known = time.perf_counter(), len(programs.compiled)
     campaign.tracker.warn_with(console.say)
     start = provenance(request.execution, layout.strategy, request.command)
-    desk = Desk(campaign.sweep, folder, console, campaign.tracker, start, campaign.locks)
+    desk = Desk(campaign.sweep, folder, console, campaign.tracker, start, campaign.locks, campaign.orders)
     shares = _shares(request, runs) if campaign.shared else None
     try:
-        with stop_flag(console.say) as stop:
+        with stop_flag(console.say) as asked:
+            stop = campaign.orders.stop_of_any(asked, console.say)
             failed = train_runs(desk, programs, unfinished, campaign.parts, layout, campaign.budget, stop, shares)
     except Interrupted:
         console.close()

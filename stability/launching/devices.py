@@ -68,6 +68,7 @@ class Layout:
         devices: those that lanes are spread over; of no meaning for other strategies than `sharded`.
         data: devices that divide a lane's batch among them.
         fsdp: devices that divide a lane's parameters and batch among them.
+        processes: how many the devices belong to. All of them take part in every program, so every place has a seat.
     """
 
     strategy: Strategy
@@ -75,6 +76,7 @@ class Layout:
     devices: tuple[jax.Device, ...] = ()
     data: int = 1
     fsdp: int = 1
+    processes: int = 1
 
     @property
     def on_cpu(self) -> bool:
@@ -103,30 +105,34 @@ class Layout:
 
     def seats(self, runs: int) -> int | None:
         """Lanes of the program in which up to `runs` runs train at a time; None is the solo program."""
-        if self.strategy == "sequential" or (self.on_cpu and runs == self.data == self.fsdp == 1):
+        if self.strategy == "sequential" or (self.on_cpu and runs == self.data == self.fsdp == self.processes == 1):
             return None
-        apart = min(self.places, runs)
+        apart = self._taken(runs)
         return ceil(runs / apart) * apart
 
     def mesh(self, runs: int) -> Mesh | None:
         """The devices of that program; None is the default one."""
         if self.strategy != "sharded" or self.seats(runs) is None:
             return None
-        return lane_mesh(self.devices[: min(self.places, runs) * self.data * self.fsdp], self.data, self.fsdp)
+        return lane_mesh(self.devices[: self._taken(runs) * self.data * self.fsdp], self.data, self.fsdp)
+
+    def _taken(self, runs: int) -> int:
+        """At how many places something runs."""
+        return min(self.places, runs) if self.processes == 1 else self.places
 
     def memory(self, config: RunConfig, runs: int) -> int:
         """Bytes that training `runs` runs at a time takes of what a `Budget` counts, by an estimate."""
         # Devices have a budget each; cores share the host's, and what is divided among them counts whole.
         if self.on_cpu:
             return program_bytes(config, self.seats(runs) or 1)
-        return program_bytes(config, self.seats(runs) or 1, min(self.places, runs), self.data, self.fsdp)
+        return program_bytes(config, self.seats(runs) or 1, self._taken(runs), self.data, self.fsdp)
 
     def compiled_memory(self, program: Program, runs: int) -> int | None:
         """The same by the compiled program's own analysis; None where there is none."""
         each = compiled_bytes(program)
         if each is None or self.strategy != "sharded" or not self.on_cpu:
             return each
-        return each * min(self.places, runs) * self.data * self.fsdp
+        return each * self._taken(runs) * self.data * self.fsdp
 
 
 def choose_layout(lanes: LanesChoice, mesh: MeshSettings, runs: int, *, here: bool = True) -> Layout:
@@ -141,8 +147,11 @@ def choose_layout(lanes: LanesChoice, mesh: MeshSettings, runs: int, *, here: bo
     Raises:
         InputError: the mesh wants more devices than there are, or goes with no other strategy than `sharded`.
     """
-    devices = tuple(jax.local_devices())
-    inside = mesh.data * mesh.fsdp
+    devices = tuple(sorted(jax.devices(), key=lambda device: (device.process_index, device.id)))
+    inside, processes = mesh.data * mesh.fsdp, jax.process_count()
+    if processes > 1 and lanes in ("sequential", "vmap"):
+        fix = "Leave lanes at auto, or start one process (distributed.processes=1)."
+        raise InputError("lanes", lanes, f"trains on one device, and there are {processes} processes", fix)
     if inside > 1 and lanes in ("sequential", "vmap"):
         fix = "Leave mesh.data and mesh.fsdp at 1, or lanes at auto."
         raise InputError("lanes", lanes, "trains each run on one device", fix)
@@ -155,6 +164,8 @@ def choose_layout(lanes: LanesChoice, mesh: MeshSettings, runs: int, *, here: bo
             f"wants {inside} devices for each lane, and there are {len(devices)}",
             "Give smaller numbers whose product is no larger.",
         )
+    if processes > 1:
+        return _over_processes(lanes, mesh, devices, processes)
     cpu = jax.default_backend() == "cpu"
     if cpu and inside == 1:
         devices = devices[: usable_cores()]
@@ -175,6 +186,19 @@ def choose_layout(lanes: LanesChoice, mesh: MeshSettings, runs: int, *, here: bo
     if len(devices) > 1:
         return Layout("sharded", f"spread over {len(devices)} devices, which need not talk to each other", devices)
     return Layout("vmap", "one accelerator is best filled by many lanes at once")
+
+
+def _over_processes(lanes: LanesChoice, mesh: MeshSettings, devices: tuple[jax.Device, ...], processes: int) -> Layout:
+    """Lanes on the devices of all processes, a lane's next to each other."""
+    if len(devices) % (mesh.data * mesh.fsdp):
+        raise InputError(
+            "mesh",
+            f"data={mesh.data}, fsdp={mesh.fsdp}",
+            f"does not divide the {len(devices)} devices of {processes} processes, all of which take part",
+            "Give numbers whose product does.",
+        )
+    why = "as asked" if lanes == "sharded" else f"spread over {len(devices)} devices of {processes} processes"
+    return Layout("sharded", why, devices, mesh.data, mesh.fsdp, processes)
 
 
 def check_mesh(configs: Sequence[RunConfig], layout: Layout) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from stability.config import BESIDE_IDENTITY, scientific, to_mapping
 from stability.launching.folder import SweepFolder
+from stability.launching.orders import Orders
 from stability.launching.plan import PlannedRun
 from stability.model.kernels import with_chosen_kernel
 from stability.tracking.console import Console
@@ -28,6 +29,7 @@ class Desk:
     tracker: Background
     provenance: dict[str, Any]
     locks: Locks
+    orders: Orders
 
     def is_finished(self, run: PlannedRun) -> bool:
         """Whether a run has a result, by its record as it is now."""

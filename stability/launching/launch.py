@@ -1,9 +1,12 @@
 """Check everything, then train what is unfinished, then analyse: the one path from a request to results."""
 
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+
+import jax
 
 from stability.analysis import analyze, format_claims, format_forecasts, format_table
 from stability.analysis.claims import check_claims, parse_claims
@@ -15,14 +18,17 @@ from stability.data.shards import ShardedCorpus
 from stability.errors import EXIT_INTERRUPTED, InputError
 from stability.launching.calibration import calibrate, known_calibration
 from stability.launching.campaign import EXIT_FAILED, Campaign, train_rounds, unfinished_runs
-from stability.launching.compilation_cache import KeptPrograms, keep_compiled_programs
+from stability.launching.compilation_cache import keep_compiled_programs
 from stability.launching.describe import describe
 from stability.launching.devices import check_mesh, choose_layout, show_every_core
 from stability.launching.folder import SweepFolder, check_folder, is_complete, open_folder
+from stability.launching.follow import Share, follow
 from stability.launching.grid import Request
 from stability.launching.host import check_host, prepare_host
 from stability.launching.memory import Budget, find_budget, with_fitted_micro_batch
+from stability.launching.orders import Channel, Following, Leading, LedPrograms, Orders, OutOfStep, failing_together
 from stability.launching.plan import PlannedRun, pack_runs, plan_runs
+from stability.launching.processes import join, leave
 from stability.launching.reuse import check_lender, lendable, reuse
 from stability.launching.search import Search
 from stability.launching.settings import MeshSettings
@@ -57,6 +63,14 @@ def launch(request: Request) -> int:
         return _launch(request)
     except BrokenPipeError:  # nobody reads what is printed
         raise
+    except OutOfStep:
+        tell(traceback.format_exc(), sys.stderr)
+        tell(
+            "Stopped: something broke, in this process or another one, and the processes are out of step. What was "
+            f"recorded before is kept, and the same command goes on:\n  {request.command}",
+            sys.stderr,
+        )
+        return EXIT_FAILED
     except OSError as error:
         tell(
             f"Stopped: the storage failed ({error}). What was recorded before is kept. Mend it, and the same command "
@@ -67,11 +81,42 @@ def launch(request: Request) -> int:
 
 
 def _launch(request: Request) -> int:
+    """As one of several processes, if there are others, or alone."""
     prepare_host(request.execution.host)
     show_every_core()
-    submits = request.execution.launcher == "slurm" and not in_task()
+    processes = 1 if _submits(request) else join(request.execution.distributed)
+    if processes == 1:
+        return _lead(request, Orders())
+    channel = Channel()
+    with failing_together(channel):
+        if jax.process_index():
+            code = follow(Following(channel), lambda: _share(request))
+        else:
+            orders = Leading(processes, channel)
+            code = _lead(request, orders)
+            orders.end(code)
+    leave()
+    return code
+
+
+def _submits(request: Request) -> bool:
+    """Whether the tasks of an array are to train, and this is none of them."""
+    return request.execution.launcher == "slurm" and not in_task()
+
+
+def _share(request: Request) -> Share:
+    """What a process other than 0 has to know of the request, for which process 0 has found it good."""
+    corpus, configs, _ = _resolved(request)
+    layout = choose_layout(request.execution.lanes, request.execution.mesh, len(configs))
+    fitted = _fitted(configs, request.execution.mesh, find_budget(request.execution.memory_limit))
+    return Share(plan_runs(fitted, request.ladder.scales), corpus.parts, layout)
+
+
+def _lead(request: Request, orders: Orders) -> int:
+    """Decide, write and say everything."""
+    submits = _submits(request)
     if submits:
-        check_slurm(request.execution.slurm)
+        check_slurm(request.execution.slurm, here=not request.execution.dry_run)
     tracking = request.execution.tracking
     make_tracker = find_tracker(tracking.name, tracking.mode)  # refuses now rather than in mid-training
     corpus, configs, searched = _resolved(request)
@@ -89,6 +134,9 @@ def _launch(request: Request) -> int:
     lender = Path(request.execution.reuse_from).expanduser() if request.execution.reuse_from else None
     if lender:
         check_lender(lender)
+    if request.execution.calibrate and orders.processes > 1:
+        problem = f"measures one machine, and there are {orders.processes} processes"
+        raise InputError("calibrate", True, problem, "Calibrate with one process.")
     if request.execution.calibrate:
         print("Measuring this machine, which takes about a minute.")
     calibration = calibrate() if request.execution.calibrate else known_calibration()
@@ -117,15 +165,18 @@ def _launch(request: Request) -> int:
         return 0
     if submits:
         return _submit(request, sweep, path, search, lender, make_tracker)
+    orders.begin([run.fingerprint for run in runs])
     keep_compiled_programs()
-    programs = KeptPrograms()
+    programs = LedPrograms(orders)
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
     with Locks(path, tell) as locks:
         folder = open_folder(path, locks, sweep, request.definition, search.first(), request.ladder, request.command)
         with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
             # Between two rounds of a search all tasks have to be there.
             shared = in_task() and not search.active
-            campaign = Campaign(request, sweep, folder, parts, tracker, lender, programs, layout, budget, locks, shared)
+            campaign = Campaign(
+                request, sweep, folder, parts, tracker, lender, programs, layout, budget, locks, orders, shared
+            )
             code = train_rounds(campaign, search)
             if code == EXIT_INTERRUPTED:
                 return code

@@ -16,12 +16,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "wand
 
 
 def device_description() -> str:
-    """The devices as a person names them: `2 CPU cores`, `1 x NVIDIA H200`."""
-    devices = jax.local_devices()
+    """The devices as a person names them: `2 CPU cores`, `1 x NVIDIA H200`, `2 processes of 4 x NVIDIA H200`."""
+    devices, processes = jax.local_devices(), jax.process_count()
+    each = f"{len(devices)} x {devices[0].device_kind}"
     if devices[0].platform == "cpu":
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return f"{usable} CPU cores"
-    return f"{len(devices)} x {devices[0].device_kind}"
+        each = f"{usable} CPU cores"
+    return each if processes == 1 else f"{processes} processes of {each}"
 
 
 def provenance(execution: Execution, strategy: str, command: str) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def provenance(execution: Execution, strategy: str, command: str) -> dict[str, A
         "platform": platform.platform(),
         "device": device_description(),
         "backend": jax.default_backend(),
+        "processes": jax.process_count(),
         "lanes": strategy,
         "execution": asdict(execution),
         "versions": {

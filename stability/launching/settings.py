@@ -160,6 +160,27 @@ class Host:
 
 @settings
 @dataclass(frozen=True, kw_only=True)
+class Distributed:
+    """Processes that train together as one program (`stability.launching.processes`).
+
+    What is None is as a cluster says: Slurm, Open MPI, a TPU pod or Kubernetes; where there is none, the process stands
+    alone.
+
+    Attributes:
+        coordinator: HOST:PORT at which process 0 is reached.
+        processes: how many; 1 is this one alone, whatever a cluster says.
+        process: which of them this is, counted from 0.
+        wait_s: seconds to wait for the others at the start.
+    """
+
+    coordinator: Text | None = None
+    processes: Count | None = None
+    process: Steps | None = None
+    wait_s: Positive = 300.0
+
+
+@settings
+@dataclass(frozen=True, kw_only=True)
 class Execution:
     """How and where to run, and what to show; none of it changes what a run is.
 
@@ -167,6 +188,7 @@ class Execution:
         lanes: how runs of one structure share their program (`stability.training.lanes`).
         mesh: devices that share the work of one lane.
         host: the kind of machine.
+        distributed: processes that train together.
         output_dir: where the results go; None is results/SWEEP.
         reuse_from: where finished runs may be copied from.
         dry_run: print the plan and stop.
@@ -183,6 +205,7 @@ class Execution:
     lanes: LanesChoice = "auto"
     mesh: MeshSettings = field(default_factory=MeshSettings)
     host: Host = field(default_factory=Host)
+    distributed: Distributed = field(default_factory=Distributed)
     output_dir: Text | None = None
     reuse_from: Text | None = None
     dry_run: bool = False

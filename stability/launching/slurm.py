@@ -55,8 +55,12 @@ SET_BY_US = (
 """Options of sbatch by which a task would not start, or its output would not be found."""
 
 
-def check_slurm(settings: Slurm) -> None:
-    """Refuse what cannot be submitted from here.
+def check_slurm(settings: Slurm, *, here: bool) -> None:
+    """Refuse what cannot be submitted.
+
+    Args:
+        settings: of the command.
+        here: whether it is to be submitted now, from this host.
 
     Raises:
         InputError: names the key; submitit or sbatch is missing.
@@ -77,6 +81,8 @@ def check_slurm(settings: Slurm) -> None:
     if settings.signal_delay_s >= 60 * settings.timeout_min:
         problem = f"is not less than the time limit, slurm.timeout_min={settings.timeout_min}"
         raise InputError("slurm.signal_delay_s", settings.signal_delay_s, problem, "Give a longer limit.")
+    if not here:
+        return
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         fix = "Give the command on a host that can submit (a login node); without launcher=slurm it trains here."
         raise InputError("launcher", "slurm", "there is no sbatch here", fix)

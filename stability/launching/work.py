@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Int
@@ -31,6 +32,12 @@ class Text:
 
     batches: Batches
     validation_MxBxT1: Int[np.ndarray, "M B T+1"]
+
+    def reader(self, config: RunConfig) -> Callable[[int, int, slice], Int[np.ndarray, "C rows T+1"]]:
+        """What reads a run's batches: the rows of each from a step on, so many steps."""
+        seed = config.data.seed
+        assert seed is not None, "resolve(config) fills in the data seed"
+        return partial(self.batches.batches, seed)
 
 
 def text_of(parts: Split, config: RunConfig) -> Text:
@@ -262,16 +269,19 @@ def _train_group(desk: Desk, program: Program, text: Text, group: Group, stop: C
     Raises:
         Interrupted: asked to stop.
         OSError: the storage failed, which is no bug of a run's, and would fail all others too.
+        OutOfStep: something else broke, and there are other processes, which may have gone on.
     """
     journals = [RunJournal(desk, run, group.start, rows) for run, rows in zip(group.runs, group.rows, strict=True)]
     lanes = [_lane(journal, text) for journal in journals]
     for journal in journals:
         journal.start()
+    stop = desk.orders.train([run.fingerprint for run in group.runs], group.start, program.lanes, stop)
     try:
         train(program, lanes, text.validation_MxBxT1, group.start, stop)
     except (Interrupted, OSError):
         raise
     except Exception:
+        desk.orders.out_of_step()
         # Whatever broke, the other runs of the sweep are still worth having; the traceback is kept.
         unended = [journal for journal in journals if not journal.is_over]
         for journal in unended:
@@ -282,11 +292,4 @@ def _train_group(desk: Desk, program: Program, text: Text, group: Group, stop: C
 
 def _lane(journal: RunJournal, text: Text) -> Lane:
     config, folder = journal.run.config, journal.folder
-    seed = config.data.seed
-    assert seed is not None, "resolve(config) fills in the data seed"
-    return Lane(
-        config,
-        lambda start, count: text.batches.batches(seed, start, count),
-        journal,
-        lambda: Checkpoints(folder.checkpoints),
-    )
+    return Lane(config, text.reader(config), journal, lambda: Checkpoints(folder.checkpoints))

@@ -20,13 +20,6 @@ OVERHEAD_BYTES = 1 << 18
 """What a checkpoint takes beside its arrays, names and sharding of each for instance; 160 KB were seen."""
 
 
-def _options(ocp: Any) -> Any:
-    # In the foreground: a checkpoint is waited for anyway, since it counts once it is sealed.
-    return ocp.CheckpointManagerOptions(
-        max_to_keep=KEPT, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=False
-    )
-
-
 class Checkpoints:
     """Saves one run's states and gives them back."""
 
@@ -36,7 +29,8 @@ class Checkpoints:
 
         self._save, self._restore = ocp.args.StandardSave, ocp.args.StandardRestore
         with _storage_errors(self._folder):
-            self._manager = ocp.CheckpointManager(self._folder, options=_options(ocp))
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._manager = _manager(ocp, self._folder)
 
     def save(self, step: int, state: TrainState) -> None:
         """Write the state; raises OSError where it cannot be written."""
@@ -54,6 +48,24 @@ class Checkpoints:
         """Let go of the folder."""
         with _storage_errors(self._folder):
             self._manager.close()
+
+
+def _manager(ocp: Any, folder: Path) -> Any:
+    """Orbax's manager of a folder, of this process alone: of several, one saves and restores for all."""
+    alone = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        me = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    # In the foreground: a checkpoint is waited for anyway, since it counts once it is sealed.
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=KEPT,
+        create=False,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=False,
+        multiprocessing_options=alone,
+    )
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handler)
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

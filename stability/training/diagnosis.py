@@ -5,6 +5,7 @@ executed once more, observed: the same program makes the same numbers of the sam
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -135,7 +136,8 @@ def _observed(
     program: Program, config: RunConfig, state: TrainState, tokens: Int[np.ndarray, "L C B T+1"]
 ) -> tuple[TrainState, dict[str, Any]]:
     """All that one step measures, by the names of a run's rows; the state is given up for the one returned."""
-    state, metrics, observations = program.step(config, state, tokens, 1, True)
+    batches = program.tokens([partial(_rows, its_tokens) for its_tokens in tokens])
+    state, metrics, observations = program.step(config, state, batches, 1, True)
     metrics, observations = jax.device_get((metrics, observations))
     return state, {
         **observations,
@@ -143,3 +145,7 @@ def _observed(
         "loss/train_with_z_loss": metrics.loss[..., 0],
         "optimizer/gradient_norm": metrics.gradient_norm[..., 0],
     }
+
+
+def _rows(tokens_CxBxT1: Int[np.ndarray, "C B T+1"], rows: slice) -> Int[np.ndarray, "C rows T+1"]:
+    return tokens_CxBxT1[:, rows]

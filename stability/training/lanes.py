@@ -6,7 +6,8 @@
               one lane executes what the program of a single run does
 
 Every strategy wraps the same pure functions of `stability.training.step` and speaks of lanes, so the loop does not know
-which one it drives. Seats beyond the runs at hand repeat the last one, and nobody reads what they do.
+which one it drives. Seats beyond the runs at hand repeat the last one, and nobody reads what they do. A mesh may be
+*spread* over several processes (`stability.training.processes`), which then all call the same methods in one order.
 Shapes: R runs, L lanes (R and the seats beyond), C steps in one dispatch, B batch, T time, M validation batches.
 """
 
@@ -22,7 +23,9 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from stability.config import RunConfig, to_leaves
+from stability.data.batches import ALL_ROWS
 from stability.model.observation import Observations
+from stability.training import processes
 from stability.training.mesh import LANES, batch_sharding, copied, over_lanes, state_sharding
 from stability.training.step import StepMetrics, TrainState, advance, evaluate, initial_state
 
@@ -41,20 +44,47 @@ class Program:
     evaluate: Any
     compile_seconds: float
     state_sharding: TrainState | None = None
+    spread: "Spread | None" = None
 
     def place(self, configs: Sequence[RunConfig]) -> RunConfig:
         """The leaves of R configs as this program takes them: [L] arrays, or scalars for the solo program."""
         joined: RunConfig = self._join([to_leaves(config) for config in configs], np.stack)
+        if self.spread is not None:
+            joined = processes.same_in_each(joined, over_lanes(self.spread.mesh))
         return joined
+
+    def tokens(self, lanes: Sequence[Callable[[slice], Int[np.ndarray, "C rows T+1"]]]) -> Any:
+        """The batches of R runs for one dispatch, as `step` takes them.
+
+        Args:
+            lanes: for each run what reads these rows of its batches. On a spread mesh each process reads those that lie
+                on its devices, and no others.
+        """
+        if self.spread is None:
+            return np.stack([read(ALL_ROWS) for read in lanes])
+        seats = range(self.spread.tokens_shape[0])
+
+        def part(index: processes.Index) -> np.ndarray:
+            return np.stack([lanes[min(seat, len(lanes) - 1)](index[2]) for seat in seats[index[0]]])
+
+        return processes.from_each(self.spread.tokens_shape, batch_sharding(self.spread.mesh), part)
 
     def resume(self, states: Sequence[TrainState]) -> TrainState:
         """The states of R runs, whose arrays may be on any device or host, as this program takes them."""
         joined: TrainState
         if self.state_sharding is None:
             joined = self._join(states, jnp.stack)
-        else:
+        elif self.spread is None:
             joined = jax.device_put(self._join(jax.device_get(states), np.stack), self.state_sharding)
+        else:
+            joined = processes.as_process_0_has(self._join(states, np.stack), self.state_sharding)
         return joined
+
+    def blank(self, state: TrainState, runs: int) -> list[TrainState]:
+        """For each of R runs a state of the shapes and types of a state for all lanes, whatever its numbers."""
+        if self.state_sharding is None:
+            return self.split(state, runs)
+        return [jax.tree.map(lambda leaf: np.empty(leaf.shape[1:], leaf.dtype), state)] * runs
 
     def _join(self, trees: Sequence[Any], stack: Callable[..., Any]) -> Any:
         if self.lanes is None:
@@ -65,11 +95,18 @@ class Program:
 
     def copy(self, state: TrainState) -> TrainState:
         """The same state in memory of its own, where the state is."""
+        if self.spread is not None:
+            return processes.copy(state)  # type: ignore[no-any-return]
         return jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding, may_alias=False), state)  # type: ignore[no-any-return]
 
     def split(self, tree: Any, runs: int) -> list[Any]:
-        """The parts of `runs` runs of a tree for all lanes; what lies on several devices is fetched to the host."""
-        if self.state_sharding is not None:
+        """The parts of `runs` runs of a tree for all lanes; what lies on several devices is fetched to the host.
+
+        On a spread mesh process 0 has them, and the others zeros in their place.
+        """
+        if self.spread is not None:
+            tree = processes.at_process_0(tree)
+        elif self.state_sharding is not None:
             tree = jax.device_get(tree)
         return [self.lane(tree, index) for index in range(runs)]
 
@@ -81,19 +118,35 @@ class Program:
         self,
         config: RunConfig,
         state: TrainState,
-        tokens_RxCxBxT1: Int[np.ndarray, "R C B T+1"],
+        tokens_RxCxBxT1: Any,
         count: int,
         observe: bool,
     ) -> tuple[TrainState, StepMetrics, Observations]:
-        """Advance all lanes by `count` steps; the state passed in is given up (its memory is used again)."""
-        tokens = self._join(list(tokens_RxCxBxT1), np.stack)
-        return self.advance(config, state, tokens, np.int32(count), np.bool_(observe))  # type: ignore[no-any-return]
+        """Advance all lanes by `count` steps of batches from `tokens`, int32 [R, C, B, T+1].
+
+        The state passed in is given up (its memory is used again).
+        """
+        how: tuple[Any, ...] = (np.int32(count), np.bool_(observe))
+        if self.spread is None:
+            tokens = self._join(list(tokens_RxCxBxT1), np.stack)
+        else:
+            tokens, how = tokens_RxCxBxT1, processes.same_in_each(how, copied(self.spread.mesh))
+        return self.advance(config, state, tokens, *how)  # type: ignore[no-any-return]
 
     def loss(
         self, config: RunConfig, state: TrainState, tokens_MxBxT1: Int[np.ndarray, "M B T+1"]
     ) -> Float[np.ndarray, " L"]:
         """Validation loss of each lane, nats per token; waits for it."""
+        if self.spread is not None:
+            tokens_MxBxT1 = processes.same_in_each(tokens_MxBxT1, copied(self.spread.mesh))
         return np.atleast_1d(np.asarray(self.evaluate(config, state.parameters, tokens_MxBxT1)))
+
+
+class Spread(NamedTuple):
+    """Of a program whose mesh has devices of several processes: the mesh, and the shape of all lanes' tokens."""
+
+    mesh: Mesh
+    tokens_shape: tuple[int, ...]
 
 
 @dataclass
@@ -137,10 +190,12 @@ def compile_program(
     measure = _over_lanes(evaluate, (0, 0, None), lanes, mesh)
     state = jax.eval_shape(start, leaves)
     count, observe = _shape(()), _shape((), np.bool_)
-    states, place = None, _Placement({}, {}, {})
+    states, place, spread = None, _Placement({}, {}, {}), None
     if mesh is not None:
         states = state_sharding(config, mesh, state)
         place = _placement(mesh, states)
+        if processes.is_spread(mesh):
+            spread, forward, measure = Spread(mesh, tokens.shape), _told(forward, mesh), _told(measure, mesh)
     with jax.default_matmul_precision("highest" if training.precision == "float32" else None):
         return Program(
             lanes,
@@ -149,6 +204,7 @@ def compile_program(
             jax.jit(measure, **place.evaluate).lower(leaves, state.parameters, validation).compile(),
             time.perf_counter() - began,
             states,
+            spread,
         )
 
 
@@ -162,11 +218,24 @@ class _Placement(NamedTuple):
 
 def _placement(mesh: Mesh, states: TrainState) -> _Placement:
     lane, whole, tokens = over_lanes(mesh), copied(mesh), batch_sharding(mesh)
+    seen = whole if processes.is_spread(mesh) else lane
     return _Placement(
         {"in_shardings": lane, "out_shardings": states},
-        {"in_shardings": (lane, states, tokens, whole, whole), "out_shardings": (states, lane, lane)},
-        {"in_shardings": (lane, states.parameters, whole), "out_shardings": lane},
+        {"in_shardings": (lane, states, tokens, whole, whole), "out_shardings": (states, seen, seen)},
+        {"in_shardings": (lane, states.parameters, whole), "out_shardings": seen},
     )
+
+
+def _told(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """A function on a spread mesh, with all but its new state told to every process: each decides by all numbers."""
+
+    def telling(*arguments: Any) -> Any:
+        results = function(*arguments)
+        if isinstance(results, tuple):
+            return results[0], *processes.told_to_all(results[1:], mesh)
+        return processes.told_to_all(results, mesh)
+
+    return telling
 
 
 def _over_lanes(

@@ -7,14 +7,15 @@ The next dispatch leaves before the last one's numbers are read, so a quiet step
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 from jaxtyping import Int
 
 from stability.config import RunConfig, TrainingConfig
-from stability.training.checkpoint import Checkpoints
+from stability.data.batches import ALL_ROWS
 from stability.training.diagnosis import first_bad_observations
 from stability.training.journal import Journal, training_row
 from stability.training.lanes import STEPS_PER_DISPATCH, Program
@@ -25,14 +26,28 @@ class Interrupted(Exception):
     """The user or the system asked to stop; all lanes are saved where they stood."""
 
 
+class Store(Protocol):
+    """Where a run's states are kept (`stability.training.checkpoint.Checkpoints`)."""
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Keep the state before `step`."""
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state kept, of the shapes and types of `like`."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 @dataclass
 class Lane:
-    """One run on its way: its config, batches (start, count -> tokens), journal, and where its checkpoints are."""
+    """One run on its way: its config, batches (start, count, rows -> tokens), journal, and where its states go."""
 
     config: RunConfig
-    batches: Callable[[int, int], Int[np.ndarray, "C B T+1"]]
+    batches: Callable[[int, int, slice], Int[np.ndarray, "C rows T+1"]]
     journal: Journal
-    open_checkpoints: Callable[[], Checkpoints]
+    open_checkpoints: Callable[[], Store]
     alive: bool = True
 
 
@@ -46,10 +61,9 @@ class Dispatch:
 
 
 class Pending(NamedTuple):
-    """A dispatch under way: its batches, and what it will have measured in all lanes."""
+    """A dispatch under way, and what it will have measured in all lanes."""
 
     dispatch: Dispatch
-    tokens: Int[np.ndarray, "R C B T+1"]
     metrics: StepMetrics
     observations: dict[str, Any]
 
@@ -92,11 +106,11 @@ def train(
                 (clock, state), pending = _report(program, config, state, lanes, pending, clock), None
             _evaluate(program, config, state, validation, lanes, step)
         dispatch = next_dispatch(training, step)
-        tokens = np.stack([_padded(lane.batches(step, dispatch.count)) for lane in lanes])
+        tokens = program.tokens([partial(_batches, lane, dispatch) for lane in lanes])
         state, metrics, observations = program.step(config, state, tokens, dispatch.count, dispatch.observe)
         if pending is not None:
             clock, state = _report(program, config, state, lanes, pending, clock)
-        pending = Pending(dispatch, tokens, metrics, observations)
+        pending = Pending(dispatch, metrics, observations)
         step += dispatch.count
         stopping = stop() and step < training.steps
         if stopping or (step < training.steps and step % training.checkpoint_every == 0):
@@ -118,7 +132,7 @@ def train(
 def _restore(program: Program, lanes: Sequence[Lane], fresh: TrainState, step: int) -> TrainState:
     """The lanes' states at `step`, from each lane's own checkpoints; `fresh` gives shapes and types."""
     states = []
-    for lane, like in zip(lanes, program.split(fresh, len(lanes)), strict=True):
+    for lane, like in zip(lanes, program.blank(fresh, len(lanes)), strict=True):
         checkpoints = lane.open_checkpoints()
         states.append(checkpoints.restore(step, like))
         checkpoints.close()
@@ -135,10 +149,10 @@ def _save(program: Program, lanes: Sequence[Lane], state: TrainState, step: int)
             lane.journal.saved(step)
 
 
-def _padded(tokens_CxBxT1: Int[np.ndarray, "C B T+1"]) -> Int[np.ndarray, "C B T+1"]:
-    """The batches of a short dispatch, filled up to the program's shape with zeros that are never read."""
-    missing = STEPS_PER_DISPATCH - len(tokens_CxBxT1)
-    return np.pad(tokens_CxBxT1, [(0, missing), (0, 0), (0, 0)]) if missing else tokens_CxBxT1
+def _batches(lane: Lane, dispatch: Dispatch, rows: slice) -> Int[np.ndarray, "C rows T+1"]:
+    """Rows of a lane's batches, those of a short dispatch filled up to the program's shape with zeros never read."""
+    tokens, missing = lane.batches(dispatch.start, dispatch.count, rows), STEPS_PER_DISPATCH - dispatch.count
+    return np.pad(tokens, [(0, missing), (0, 0), (0, 0)]) if missing else tokens
 
 
 def _evaluate(program: Program, config: Any, state: Any, validation: Any, lanes: Sequence[Lane], step: int) -> None:
@@ -177,7 +191,7 @@ def _report(
         if not lane.alive:
             bad_steps[i] = dispatch.start + last
     if bad_steps:
-        batches = {i: pending.tokens[i, step - dispatch.start] for i, step in bad_steps.items()}
+        batches = {i: lanes[i].batches(step, 1, ALL_ROWS)[0] for i, step in bad_steps.items()}
         others = any(lane.alive for lane in lanes)
         state, names = first_bad_observations(program, config, state, batches, others)
         for i, step in bad_steps.items():
