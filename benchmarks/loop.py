@@ -76,9 +76,7 @@ def profiled(steps: int, observe_every: int, layout: Any) -> dict[str, Any]:
     batches = Batches(tokens, SHAPE.length, SHAPE.batch)
 
     def lane(seed: int) -> Lane:
-        return Lane(
-            config, lambda start, count, rows: batches.batches(seed, start, count, rows), Silent(), no_checkpoints
-        )
+        return Lane(config, partial(batches.batches, seed), Silent(), no_checkpoints)
 
     sent: list[float] = []
     step = Program.step
