@@ -22,7 +22,6 @@ ELSEWHERE = {
     "index.md": "README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
-    "launching.md": "launch/README.md",
 }
 """Page of the site -> where it stands in the repository."""
 

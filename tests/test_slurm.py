@@ -10,7 +10,7 @@ import pytest
 from stability import status
 from stability.tracking.locks import LOCKS, read_holder
 from stability.tracking.record import read_rows, run_folders
-from tests.conftest import Command
+from tests.conftest import TINY, Command
 from tests.kills import WORDS, differences, evidence, states
 from tests.one_machine_slurm import Cluster, cluster, why_not
 from tests.quick import QUICKLY
@@ -133,6 +133,19 @@ def test_a_preempted_task_saves_and_goes_on_as_if_nothing_had_been(
     whole = {name: content for name, content in result(undisturbed).items() if name.startswith(run)}
     assert len(whole) == 4, "config, summary, rows and parameters"
     assert differences({name: content for name, content in result(folder).items() if name in whole}, whole) == []
+
+
+def test_two_processes_of_a_task_are_one_program(submit: Callable[..., str], slurm: Cluster) -> None:
+    """One array task of two processes, found by each other through what Slurm says: one trains, both compute."""
+    words = [*TINY, "optimizer.learning_rate=0.01,0.03", "lanes=sharded", "mesh.data=2"]
+    submit(*words, *SUBMITTED, "slurm.tasks_per_node=2")
+    slurm.wait()
+    said = outputs(Path("out"))
+    assert status.main(["out"]) == 0, said
+    assert set(starts(Path("out")).values()) == {(0,)}, said
+    provenance = [run.read_provenance()[0] for run in run_folders(Path("out"))]
+    assert [one["processes"] for one in provenance] == [2, 2]
+    assert len(list(Path("out/slurm/1").glob("*_log.out"))) == 2
 
 
 @pytest.mark.slow
