@@ -12,7 +12,7 @@ from stability.tracking.console import number
 from stability.tracking.files import DamagedError, read_json
 from stability.tracking.locks import LOCKS, is_held, read_holder
 from stability.tracking.record import MANIFEST, TERMINAL, RunFolder, Status, read_rows, run_folders
-from stability.tracking.slurm import submissions, told
+from stability.tracking.slurm import submitted_jobs, told
 from stability.tracking.standing import damage_of_result
 from stability.untrusted.printable import tell
 
@@ -79,7 +79,7 @@ def _status(folder: Path) -> int:
     if manifest.search and searching:
         parts.append(f"search in round {manifest.search.round}")
     tell(f"{manifest.sweep}: {', '.join(parts) or 'nothing planned'}")
-    for line in told(list(submissions(folder))):
+    for line in told(submitted_jobs(folder).values()):
         tell(line)
     complete = not searching and not missing and not counts.keys() - {"finished", "diverged"}
     if not complete:

@@ -246,7 +246,8 @@ def test_a_page_runs(page: Path, workshop: Path, tmp_path: Path, monkeypatch: py
     shutil.copytree(workshop, folder)
     (folder / "docs").symlink_to(ROOT / "docs")
     (folder / "plans").mkdir()
-    for name in ("sweeps", "books"):
+    (folder / "conf").mkdir()
+    for name in ("sweeps", "books", "conf"):
         (folder / "plans" / name).symlink_to(folder / name)
     monkeypatch.chdir(folder)
     names: dict[str, Any] = {}

@@ -225,6 +225,10 @@ HOSTILE_SWEEPS = {
         "# @package _global_\ntracking:\n  name: evil:Tracker\n",
         "tracking.name=evil:Tracker: is a class to import, and a config file asks for it",
     ),
+    "somebody's machines": (
+        "# @package _global_\nlauncher: slurm\n",
+        "launcher=slurm: would submit jobs, and a config file asks for it",
+    ),
     "a billion laughs": (f"# @package _global_\nsweep:\n{LAUGHS}\n", "once its aliases (*name) are written out"),
     "an alias of itself": ("# @package _global_\nsweep: &a\n  claims: *a\n", "within itself"),
     "an abyss": ("# @package _global_\nsweep: " + "[" * 5000 + "]" * 5000 + "\n", "nests more than 50"),

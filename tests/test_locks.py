@@ -56,6 +56,17 @@ def test_a_lock_has_one_holder_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_lock_names_the_slurm_task_that_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = f"process {os.getpid()} on {os.uname().nodename}, Slurm job"
+    job = {"SLURM_JOB_ID": "14"}
+    for variables, name in (({}, "14"), ({"SLURM_ARRAY_JOB_ID": "12", "SLURM_ARRAY_TASK_ID": "3"}, "12_3")):
+        for key, value in {**job, **variables}.items():
+            monkeypatch.setenv(key, value)
+        with Locks(tmp_path) as ours:
+            assert ours.take("run")
+            assert str(ours.holder("run")) == f"{named} {name}"
+
+
 def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
     with another_process(tmp_path, "run") as process, Locks(tmp_path) as ours:
         assert not ours.take("run")

@@ -1,15 +1,27 @@
 """Sweeps in the tasks of a job array, under a real Slurm where one can be started: shared, preempted, gone on with."""
 
+import os
 import re
+import signal
 import time
 from collections.abc import Callable, Iterator
+from math import ceil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stability import status
+from stability.config import RunConfig
+from stability.launching.plan import Pack, PlannedRun
+from stability.launching.settings import Slurm
+from stability.launching.signals import stop_flag
+from stability.launching.slurm import plan_array
 from stability.tracking.locks import LOCKS, read_holder
 from stability.tracking.record import read_rows, run_folders
+from stability.tracking.slurm import note_submission, submitted_jobs, told
+from stability.typed import from_mapping
 from tests.conftest import TINY, Command
 from tests.kills import WORDS, differences, evidence, states
 from tests.one_machine_slurm import Cluster, cluster, why_not
@@ -50,6 +62,93 @@ def submit(slurm: Cluster, command: Command, monkeypatch: pytest.MonkeyPatch) ->
         return outcome.out
 
     return run
+
+
+# --- without a Slurm --------------------------------------------------------------------------------------------------
+
+
+@given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=5), asked=st.none() | st.integers(1, 60))
+def test_every_task_has_something_to_train(sizes: list[int], asked: int | None) -> None:
+    packs = [Pack(tuple(planned(width, seed) for seed in range(size))) for width, size in enumerate(sizes, 1)]
+    array = plan_array(Slurm(array=asked), packs)
+    assert array.tasks == max(1, min(asked or len(packs), sum(sizes)))
+    groups = sum(ceil(len(pack.runs) / array.lanes[pack.structure]) for pack in packs)
+    assert groups >= min(array.tasks, len(packs))
+    if array.tasks <= len(packs):
+        assert [array.lanes[pack.structure] for pack in packs] == sizes, "packs stay whole"
+    fewer = [Pack(pack.runs[: 1 + len(pack.runs) // 2]) for pack in packs]
+    assert array.lanes.keys() == {pack.structure for pack in fewer}
+
+
+def planned(width: int, seed: int) -> PlannedRun:
+    """A run of a structure of its own for each width."""
+    config = from_mapping(RunConfig, {"seed": seed, "training": {"steps": width}})
+    return PlannedRun(config, f"{width}-{seed}", "any", "any")
+
+
+SQUEUE = {
+    "nothing is queued": ("exit 0", []),
+    "a single job ended long ago": ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", []),
+    "some of each": (
+        "printf '7_0|RUNNING|None\\n7_2|PENDING|Resources\\n7_3|PENDING|Resources\\n9|PENDING|BeginTime\\n'",
+        ["Slurm job 7: 1 running, 2 pending (Resources)", "Slurm job 9: 1 pending (BeginTime)"],
+    ),
+    "its controller is down": (
+        "exit 1",
+        ["Slurm jobs 7, 9: squeue does not say here what is queued or running of them"],
+    ),
+}
+
+
+@pytest.mark.parametrize("about", SQUEUE)
+def test_status_tells_what_squeue_says_and_never_fails(
+    about: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script, lines = SQUEUE[about]
+    (tmp_path / "squeue").write_text(f"#!/bin/sh\n{script}\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / "slurm").mkdir()
+    note_submission(tmp_path, 1, "7", 4)
+    note_submission(tmp_path, 2, "9", 1)
+    (tmp_path / "slurm/3.json").write_text("{")
+    (tmp_path / "slurm/4.json").write_text('{"schema_version": 1, "job": "1; rm -r /"}')
+    assert submitted_jobs(tmp_path) == {1: "7", 2: "9"}
+    assert list(told(submitted_jobs(tmp_path).values())) == lines
+
+
+def test_where_nothing_can_be_submitted_that_is_said_before_anything_is_written(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    outcome = command(*TINY, *SUBMITTED)
+    assert outcome.code == 2
+    assert "there is no sbatch here" in outcome.err
+    plan = command(*TINY, *SUBMITTED, "seed=0,1,2", "slurm.array=9", "dry_run=true")
+    assert "As a Slurm array of 3 tasks" in plan.out, "a plan is made anywhere"
+    (tmp_path / "bin").mkdir()
+    for name in ("sbatch", "srun"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    outcome = command(*TINY, *SUBMITTED)
+    assert outcome.code == 2
+    assert "submitit is not installed" in outcome.err
+    assert not Path("out").exists()
+
+
+def test_only_ctrl_c_is_impatience() -> None:
+    said: list[str] = []
+    with stop_flag(said.append) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert stop()
+        assert len(said) == 1
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+# --- with one ---------------------------------------------------------------------------------------------------------
 
 
 def outputs(folder: Path) -> str:

@@ -96,7 +96,6 @@ def build_request(
         InputError: an unknown key, scale or value, named with what is allowed.
     """
     _refuse_unknown(base)
-    _refuse_no_site(base.get("slurm"))
     execution = from_mapping(Execution, _part(base, EXECUTION_KEYS))
     selection = from_mapping(Selection, _part(base, SELECTION_KEYS))
     _refuse_code(execution.tracking.name, command)
@@ -217,13 +216,6 @@ def _refuse_code(tracker: str, command: CommandLine) -> None:
     if ":" in tracker and not command.fixed & {"tracking", "tracking.name"}:
         problem = "is a class to import, and a config file asks for it, not the command"
         raise InputError("tracking.name", tracker, problem, f"If you trust it, add tracking.name={tracker}.")
-
-
-def _refuse_no_site(slurm: Any) -> None:
-    """A word where the keys should be: no folder has a file for it, or Hydra would have put that in its place."""
-    if isinstance(slurm, str):
-        fix = "Write conf/slurm/NAME.yaml beside the working folder, with lines such as partition: gpu."
-        raise InputError("slurm", slurm, "there is no such file of Slurm's keys", fix)
 
 
 def _refuse_half_a_launcher(execution: Execution, base: Mapping[str, Any], command: CommandLine) -> None:

@@ -32,7 +32,7 @@ from stability.launching.processes import join, leave
 from stability.launching.reuse import check_lender, lendable, reuse
 from stability.launching.search import Search
 from stability.launching.settings import MeshSettings
-from stability.launching.slurm import check_slurm, plan_array, submit, wait_for
+from stability.launching.slurm import check_place, check_slurm, plan_array, submit, wait_for
 from stability.launching.slurm_task import Task, in_task
 from stability.launching.tracked import tracked_sweep
 from stability.launching.work import refuse_what_does_not_fit, text_of
@@ -126,6 +126,8 @@ def _lead(request: Request, orders: Orders) -> int:
     runs = plan_runs(_fitted(configs, request.execution.mesh, budget), request.ladder.scales)
     search = Search(runs, searched)
     sweep, path = _name_and_folder(request, runs)
+    if submits:
+        check_place(path)
     parts = corpus.parts
     for run in {(c.training.sequence_length, c.training.batch_size): c for c in configs}.values():
         text_of(parts, run)

@@ -17,7 +17,7 @@ from stability.launching.plan import Pack
 from stability.launching.settings import Slurm
 from stability.launching.slurm_task import Task
 from stability.tracking.console import counted
-from stability.tracking.slurm import SLURM, QueuedTask, Submission, queued_tasks, submissions
+from stability.tracking.slurm import SLURM, QueuedTask, note_submission, queued_tasks, submitted_jobs
 from stability.untrusted.names import folder_name, refuse_links_out
 from stability.untrusted.printable import tell
 
@@ -91,6 +91,18 @@ def check_slurm(settings: Slurm, *, here: bool) -> None:
         raise InputError("launcher", "slurm", "the package submitit is not installed", fix)
 
 
+def check_place(folder: Path) -> None:
+    """Refuse a folder that Slurm would read as a pattern, or that would end a line of its script.
+
+    Raises:
+        InputError: names the character.
+    """
+    whole = str(folder.absolute())
+    if "%" in whole or not whole.isprintable():
+        problem = "has a character that Slurm does not leave as it is in the name of a file"
+        raise InputError("output_dir", whole, problem, "Name another folder, without % and the like.")
+
+
 @dataclass(frozen=True)
 class Array:
     """How many tasks a sweep gets, and how they share it.
@@ -137,8 +149,8 @@ def submit(settings: Slurm, sweep: str, folder: Path, task: Task, todo: Array, u
     Raises:
         InputError: sbatch refuses.
     """
-    earlier = list(submissions(folder))
-    alive = queued_tasks([one.job for one in earlier]) or []
+    earlier = submitted_jobs(folder)
+    alive = queued_tasks(earlier.values()) or []
     tasks = min(todo.tasks, max(1, unfinished)) - len(alive)
     if alive:
         tell(f"At work on it already: {_named(alive)}.")
@@ -146,7 +158,7 @@ def submit(settings: Slurm, sweep: str, folder: Path, task: Task, todo: Array, u
         tell("Nothing more is submitted; they share all runs.")
         job = alive[0].job
     else:
-        job = _submit(settings, sweep, folder, task, tasks, 1 + len(earlier))
+        job = _submit(settings, sweep, folder, task, tasks, 1 + max(earlier, default=0))
         tell(f"Submitted Slurm job {job}: {counted(tasks, 'task')} for {counted(unfinished, 'run')}.")
     tell(
         f"  python -m stability.status {folder}   what trains where, and what is queued\n"
@@ -177,7 +189,7 @@ def _submit(settings: Slurm, sweep: str, folder: Path, task: Task, tasks: int, n
         problem = f"is refused by sbatch: {' '.join(str(error).split())}"
         fix = "Change slurm.*, to what `sinfo` and your cluster's documentation offer."
         raise InputError("launcher", "slurm", problem, fix) from None
-    Submission(job, tasks).write(folder / SLURM / f"{number}.json")
+    note_submission(folder, number, job, tasks)
     return job
 
 
@@ -222,7 +234,7 @@ def _parameters(settings: Slurm, sweep: str, tasks: int) -> dict[str, Any]:
 
 def wait_for(folder: Path, say: Callable[[str], None]) -> None:
     """Until Slurm has done with all that was submitted for a sweep; tells what changes."""
-    jobs, last = [one.job for one in submissions(folder)], ""
+    jobs, last = submitted_jobs(folder).values(), ""
     while (tasks := queued_tasks(jobs)) is None or tasks:
         line = f"Waiting for {_named(tasks)}." if tasks else "Waiting: squeue does not answer."
         if line != last:

@@ -204,8 +204,8 @@ def is_held(path: Path) -> bool:
 def _read(content: bytes) -> Holder | None:
     try:
         found = json.loads(content)
-        job = found.get("job")
-        return Holder(str(found["host"]), int(found["pid"]), None if job is None else str(job))
+        host, pid = str(found["host"]), int(found["pid"])
+        return Holder(host, pid, str(found["job"]) if found.get("job") else None)
     except (ValueError, TypeError, KeyError):
         return None
 

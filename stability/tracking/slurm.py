@@ -4,15 +4,19 @@
 """
 
 import os
+import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from stability.errors import InputError
 from stability.tracking.files import SCHEMA_VERSION, read_json, write_json
 
 SLURM = "slurm"
+_NUMBER = re.compile(r"[0-9]{1,12}")
 TIMEOUT_S = 30.0
 """Within which Slurm has to answer: its commands wait for a controller that is down."""
 
@@ -29,28 +33,23 @@ def tasks_of_array() -> int | None:
     return int(count) if count.isdigit() else None
 
 
-@dataclass(frozen=True)
-class Submission:
-    """A job array that was submitted for a sweep."""
-
-    job: str
-    tasks: int
-
-    def write(self, path: Path) -> None:
-        """Into `slurm/N.json`."""
-        write_json(path, {"schema_version": SCHEMA_VERSION, "job": self.job, "tasks": self.tasks})
+def note_submission(folder: Path, number: int, job: str, tasks: int) -> None:
+    """Write down that a job array was submitted for a sweep, into `slurm/N.json` of its folder."""
+    write_json(folder / SLURM / f"{number}.json", {"schema_version": SCHEMA_VERSION, "job": job, "tasks": tasks})
 
 
-def submissions(folder: Path) -> Iterator[Submission]:
-    """Those of a sweep's folder, the first one first.
+def submitted_jobs(folder: Path) -> dict[int, str]:
+    """The job arrays that were submitted for a sweep, by number, the first one first.
 
-    Raises:
-        InputError: a file of them is damaged.
+    A file that is damaged tells of none: a job that is not known of trains nothing twice.
     """
-    paths = [path for path in (folder / SLURM).glob("*.json") if path.stem.isdigit()]
-    for path in sorted(paths, key=lambda path: int(path.stem)):
-        content = read_json(path)
-        yield Submission(str(content.get("job")), int(content.get("tasks") or 0))
+    found: dict[int, str] = {}
+    for path in (folder / SLURM).glob("*.json"):
+        with suppress(InputError, OSError):
+            job = read_json(path).get("job")
+            if isinstance(job, str) and _NUMBER.fullmatch(job) and _NUMBER.fullmatch(path.stem):
+                found[int(path.stem)] = job
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -73,16 +72,12 @@ class QueuedTask:
         return self.name.partition("_")[0]
 
 
-def queued_tasks(jobs: Sequence[str]) -> list[QueuedTask] | None:
-    """What of these jobs is queued or running; None where Slurm cannot be asked.
-
-    Args:
-        jobs: ids of arrays.
-    """
-    known = [job for job in jobs if job.isdigit()]
-    if not known:
+def queued_tasks(jobs: Iterable[str]) -> list[QueuedTask] | None:
+    """What of these job arrays is queued or running; None where Slurm cannot be asked."""
+    listed = ",".join(jobs)
+    if not listed:
         return []
-    command = ["squeue", "--noheader", "--array", f"--jobs={','.join(known)}", "--format=%i|%T|%r"]
+    command = ["squeue", "--noheader", "--array", f"--jobs={listed}", "--format=%i|%T|%r"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except (OSError, subprocess.SubprocessError):
@@ -93,17 +88,16 @@ def queued_tasks(jobs: Sequence[str]) -> list[QueuedTask] | None:
     return [QueuedTask(*part) for part in parts if len(part) == 3]
 
 
-def told(submitted: Sequence[Submission]) -> Iterator[str]:
-    """A line for each array that Slurm has not done with, or that says why nothing is known."""
-    tasks = queued_tasks([one.job for one in submitted])
+def told(jobs: Collection[str]) -> Iterator[str]:
+    """A line for each of these job arrays that Slurm has not done with, or that says why nothing is known."""
+    tasks = queued_tasks(jobs)
     if tasks is None:
-        yield f"Slurm: {len(submitted)} job arrays were submitted, and squeue does not say here what became of them"
+        yield f"Slurm jobs {', '.join(jobs)}: squeue does not say here what is queued or running of them"
         return
-    for one in submitted:
-        mine = [task for task in tasks if task.job == one.job]
-        states = Counter(_state(task) for task in mine)
-        if mine:
-            yield f"Slurm job {one.job}: " + ", ".join(f"{count} {state}" for state, count in states.items())
+    for job in jobs:
+        states = Counter(_state(task) for task in tasks if task.job == job)
+        if states:
+            yield f"Slurm job {job}: " + ", ".join(f"{count} {state}" for state, count in states.items())
 
 
 def _state(task: QueuedTask) -> str:

@@ -189,6 +189,26 @@ PLACES = [
     ("reuse_from=empty.txt", ["reuse_from=empty.txt", "results folder"]),
 ]
 
+SLURM = [
+    ("launcher=slrum", ["launcher=slrum", "'local' or 'slurm'"]),
+    ("launcher=local,slurm", ["launcher=local,slurm", "one value"]),
+    ("slurm.array=3", ["slurm.array=3", "launcher=slurm"]),
+    ("slurm=whole_nodes", ["slurm=", "launcher=slurm"]),
+    ("launcher=slurm slurm=nowhere", ["slurm=nowhere", "whole_nodes"]),
+    ("launcher=slurm slurm.partion=gpu", ["slurm.partion=gpu", "slurm.partition"]),
+    ("launcher=slurm slurm.partition=a,b", ["slurm.partition=a,b", "one value"]),
+    ("launcher=slurm slurm.partition=\"'a\tb'\"", ["slurm.partition=a", "cannot be printed"]),
+    ("launcher=slurm slurm.gpus_per_node=many", ["slurm.gpus_per_node=many", "a100:8"]),
+    ("launcher=slurm slurm.gpus_per_node=0", ["slurm.gpus_per_node=0", "a100:8"]),
+    ("launcher=slurm slurm.mem=lots", ["slurm.mem=lots", "8GB"]),
+    ("launcher=slurm slurm.signal_delay_s=3600", ["slurm.signal_delay_s=3600", "slurm.timeout_min=60"]),
+    ("launcher=slurm +slurm.additional.array=0-9", ["slurm.additional.array=0-9", "slurm.array"]),
+    ("launcher=slurm +slurm.additional.output=x", ["slurm.additional.output=x", "Leave it out"]),
+    ("launcher=slurm +slurm.additional.Mail_Type=ALL", ["slurm.additional.Mail_Type=ALL", "mail-type"]),
+    ("launcher=slurm +slurm.additional.reservation=[a]", ["slurm.additional.reservation=['a']", "one line"]),
+    ("launcher=slurm output_dir=50%", ["output_dir=", "without %"]),
+]
+
 SURROUNDINGS = {"empty.txt": "", "foreign/thesis.tex": "precious"}
 """A file and a folder that are not ours, to point commands at."""
 
@@ -229,7 +249,7 @@ def run_cases() -> list[Case]:
         Case("run", ("output_dir=locked",), ("output_dir=locked", "cannot be written"), {"locked": None},
              locked={"locked": 0o555}),
     ]  # fmt: skip
-    tables = [CHOICES, VALUES, SEARCHES, GRAMMAR, PLACES]
+    tables = [CHOICES, VALUES, SEARCHES, GRAMMAR, PLACES, SLURM]
     return [
         *(case for table in tables for case in cases("run", table, SURROUNDINGS)),
         *files_cases("run", "output_dir=results/s dry_run=true", manifests),
