@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from math import ceil
@@ -250,7 +251,7 @@ def test_two_processes_of_a_task_are_one_program(submit: Callable[..., str], slu
 @pytest.mark.slow
 def test_preempted_tasks_of_an_array_go_on_as_if_nothing_had_been(submit: Callable[..., str], slurm: Cluster) -> None:
     """Each in its own way, both at about the same time; what one had may be taken over by the other."""
-    submit(*PACKS, *SUBMITTED, "output_dir=whole")
+    submit(*PACKS, *SUBMITTED, "output_dir=whole/out")
     slurm.wait()
     submit(*PACKS, *SUBMITTED)
     folder, struck = Path("out"), dict[str, int]()
@@ -262,7 +263,7 @@ def test_preempted_tasks_of_an_array_go_on_as_if_nothing_had_been(submit: Callab
     assert len(struck) == 2
     assert {name: begun[0] for name, begun in starts(folder).items()} == dict.fromkeys(struck, 0)
     assert all(len(begun) == 2 and begun[1] > 0 for begun in starts(folder).values()), starts(folder)
-    assert differences(result(folder), result(Path("whole"))) == []
+    assert differences(result(folder), result(Path("whole/out"))) == []
 
 
 @pytest.mark.slow
@@ -272,7 +273,7 @@ def test_a_task_that_reaches_its_time_limit_goes_on_until_it_is_done(
     """Slurm looks at time limits twice a minute, so a task of a minute is told at any moment of it."""
     long = [word for word in PACKS if not word.startswith(("training.steps=", "training.observe_every="))]
     long += [
-        "training.steps=60000",
+        "training.steps=20000",
         "training.observe_every=1000",
         "model.qk_layernorm=none",
         "slurm.signal_delay_s=10",
@@ -285,12 +286,45 @@ def test_a_task_that_reaches_its_time_limit_goes_on_until_it_is_done(
     assert begun[0] == 0 < begun[1]
 
 
-@pytest.mark.slow
-def test_what_sbatch_refuses_is_bad_input(slurm: Cluster, submit: Callable[..., str], command: Command) -> None:
-    refused = command(*PACKS, *SUBMITTED, "slurm.partition=nowhere")
+def test_what_sbatch_refuses_is_bad_input_and_leaves_nothing_in_the_way(
+    slurm: Cluster, submit: Callable[..., str], command: Command
+) -> None:
+    words = [*TINY, *SUBMITTED, "slurm.mem=1MB"]
+    refused = command(*words, "slurm.partition=nowhere")
     assert refused.code == 2
     assert "invalid partition" in refused.err
     assert list(Path("out/slurm").iterdir()) == []
-    submit(*PACKS, *SUBMITTED, "slurm.partition=main", "slurm.array=1", "model.qk_layernorm=none", "training.steps=30")
+    said = submit(*words, "slurm.partition=main", "+slurm.additional.hold=true")
+    assert "1 pending" in "".join(told(submitted_jobs(Path("out")).values())), said
+    slurm.ask("scancel", *submitted_jobs(Path("out")).values())
     slurm.wait()
-    assert status.main(["out"]) == 1, "the refused command's other run is planned too"
+    assert "Submitted" in submit(*words, "+slurm.additional.hold=true"), "what was cancelled is submitted again"
+    slurm.ask("scancel", *submitted_jobs(Path("out")).values())
+    slurm.wait()
+
+
+@pytest.mark.slow
+def test_the_script_s_tasks_share_a_sweep_and_are_queued_again(
+    submit: Callable[..., str], slurm: Cluster, tmp_path: Path
+) -> None:
+    """launch/slurm.sh without what this machine lacks, its sweep in place of the paper's."""
+    text = (ROOT / "launch/slurm.sh").read_text()
+    for lacking in (
+        "#SBATCH --gpus-per-node=1",
+        "#SBATCH --mem=64G",
+        "#SBATCH --cpus-per-task=8",
+        "+sweep=qk_layernorm host=gpu",
+    ):
+        assert lacking in text
+        text = text.replace(lacking, "")
+    (tmp_path / "slurm.sh").write_text(text.replace("python -m", f"{sys.executable} -m"))
+    job = slurm.ask("sbatch", "--parsable", "--array=0-1", "slurm.sh", *PACKS, "output_dir=out").strip()
+    run, task = met_in_its_midst(Path("out"), {})
+    slurm.ask("scancel", "--batch", "--signal=USR1", task)
+    slurm.wait()
+    assert task.startswith(job)
+    assert all(begun[0] == 0 for begun in starts(Path("out")).values())
+    assert len(starts(Path("out"))[run]) == 2
+    assert status.main(["out"]) == 0
+    said = "\n".join(path.read_text() for path in tmp_path.glob("stability_*.out"))
+    assert "left to other tasks" in said or said.count("sensitivity") == 2

@@ -214,7 +214,11 @@ def _submit(
                 submit(settings, sweep, path, task, plan_array(settings, pack_runs(runs)), len(unfinished))
             if not settings.wait:
                 return 0
-            wait_for(path, tell)
+            try:
+                wait_for(path, tell)
+            except KeyboardInterrupt:
+                tell("\nNo longer waiting; the tasks go on.")
+                return EXIT_INTERRUPTED
             if not is_complete(folder, runs):
                 tell(f"Some runs have no result; the same command tries again. What the tasks said: {path / SLURM}")
                 return EXIT_FAILED

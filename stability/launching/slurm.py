@@ -1,6 +1,7 @@
 """A sweep handed to Slurm: a job array through submitit, whose tasks share the sweep's runs by their locks."""
 
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -150,7 +151,8 @@ def submit(settings: Slurm, sweep: str, folder: Path, task: Task, todo: Array, u
         InputError: sbatch refuses.
     """
     earlier = submitted_jobs(folder)
-    alive = queued_tasks(earlier.values()) or []
+    # One that is ending may have been cancelled, and one task too many does no harm.
+    alive = [one for one in queued_tasks(earlier.values()) or [] if one.state != "COMPLETING"]
     tasks = min(todo.tasks, max(1, unfinished)) - len(alive)
     if alive:
         tell(f"At work on it already: {_named(alive)}.")
@@ -158,7 +160,7 @@ def submit(settings: Slurm, sweep: str, folder: Path, task: Task, todo: Array, u
         tell("Nothing more is submitted; they share all runs.")
         job = alive[0].job
     else:
-        job = _submit(settings, sweep, folder, task, tasks, 1 + max(earlier, default=0))
+        job = _submit(settings, sweep, folder, task, tasks)
         tell(f"Submitted Slurm job {job}: {counted(tasks, 'task')} for {counted(unfinished, 'run')}.")
     tell(
         f"  python -m stability.status {folder}   what trains where, and what is queued\n"
@@ -171,15 +173,17 @@ def _named(tasks: Sequence[QueuedTask]) -> str:
     return ", ".join(f"{task.name} ({task.state.lower()})" for task in tasks)
 
 
-def _submit(settings: Slurm, sweep: str, folder: Path, task: Task, tasks: int, number: int) -> str:
+def _submit(settings: Slurm, sweep: str, folder: Path, task: Task, tasks: int) -> str:
     """Submit an array, and note that; its job id."""
     with _quiet_import():
         import submitit
         from submitit.core.utils import FailedJobError, FailedSubmissionError
 
+    taken = {path.name.partition(".")[0] for path in (folder / SLURM).glob("*")}
+    number = next(i for i in itertools.count(1) if str(i) not in taken)
     refuse_links_out(folder, folder / SLURM, files := folder / SLURM / str(number))
-    files.mkdir(parents=True, exist_ok=True)
-    files.chmod(0o700)  # the tasks hold the command as it was typed, with whatever secret is in it
+    (folder / SLURM).mkdir(exist_ok=True)
+    files.mkdir(mode=0o700)  # the tasks hold the command as it was typed, with whatever secret is in it
     executor = submitit.SlurmExecutor(folder=files.absolute(), max_num_timeout=settings.requeues)
     executor.update_parameters(**_parameters(settings, sweep, tasks))
     try:

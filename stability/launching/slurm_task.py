@@ -4,6 +4,7 @@ submitit pickles the task into `slurm/` of the sweep's folder and unpickles it i
 program: nothing of ours reads it, and the job reads no other than its own.
 """
 
+import logging
 import os
 import runpy
 import signal
@@ -44,6 +45,7 @@ class Task:
         """
         # The process is submitit's, and another in its place would know nothing of it.
         os.environ |= {IN_TASK: "1", NO_REEXECUTION: "1"}
+        logging.getLogger("submitit").propagate = False  # it has handlers of its own, and would say everything twice
         sys.argv[1:], sys.orig_argv = self.arguments, list(self.typed)
         with _Preemption() as preemption:
             code = _run()
