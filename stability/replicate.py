@@ -23,10 +23,11 @@ EPILOG = """\
 keys
   ladder=micro              the sizes: a file in sweeps/ladder
   seed=0,1,2                seeds of every sweep
-  sweeps=NAME,...           train these only; the card tells of all that have results
+  sweeps=NAME,...           train these only; the card tells of all that have results, here or in the card so far
   results=DIR               where the sweeps' folders are, or will be: DIR/NAME (results/replication/LADDER)
   output=docs/replication.md
-                            the card; its data goes beside it as .json, summaries and figures into a folder of its name
+                            the card, a new one or one to go on with; its data goes beside it as .json, summaries and
+                            figures into a folder of its name
   tracking=files            who follows the runs: files or wandb
   progress=auto             what the terminal shows while runs train: auto, live, lines or quiet
   train=false               train nothing: analyse what there is, and write the card
@@ -36,9 +37,14 @@ The same command goes on where it was stopped (Ctrl-C, SIGTERM, a kill) and trai
 sweeps share trains once. Results that are complete are only read. The card is written after every sweep, and says what
 is missing. Exit code 0 when all is done, 1 when a run failed, 2 for bad input, 130 when it was stopped.
 
+One card may come from several machines, each with the sweeps that it trained: of a sweep with fewer results here than
+the card counts, or none, it keeps what it says, as long as the sweep still plans those runs and makes those claims.
+To have such a part taken out, delete its folder beside the card. A card's seeds may become more, not fewer.
+
 examples
   python -m stability.replicate ladder=micro
-  python -m stability.replicate ladder=micro seed=0 sweeps=qk_layernorm,z_loss
+  python -m stability.replicate ladder=micro seed=0 sweeps=qk_layernorm,z_loss output=one_seed.md
+  python -m stability.replicate ladder=micro train=false     add what is here to the card
 """
 Text = Annotated[str, MinLen(1)]
 LISTS = ("seed", "sweeps")
@@ -213,10 +219,8 @@ class _Card:
         for study in self._studies:
             had, part = self._former[study.name], self._parts.get(study.name)
             if part and part is had.part:
-                here = len(study.results())
-                tell(
-                    f"{study.name:<24} kept as the card has it: {counted(len(part.runs), 'run')}, {here or 'none'} here"
-                )
+                runs, here = counted(len(part.runs), "run"), len(study.results()) or "none"
+                tell(f"{study.name:<24} kept as the card has it: {runs}, {here} here")
             elif had.why:
                 now = "made anew from the results here" if part else "taken out of the card"
                 tell(f"{study.name:<24} {now}: {had.why}")
