@@ -435,6 +435,15 @@ def test_a_part_of_an_older_card_was_made_with_what_its_ladder_was(three: Comman
         assert read_card() == expected
 
 
+def test_forecasts_that_a_sweep_file_declares_later_are_made_too(three: Command) -> None:
+    forecasts = {"beyond": {"quantity": "attention_logit_max", "threshold": 1e4, "factors": [2]}}
+    write(Path("sweeps/sweep/third.yaml"), {"sweep": {**THIRD, "forecasts": forecasts}})
+    take("here", "third")
+    assert three("seed=0", "train=false", "results=here").code == 0
+    (found,) = read_json(Path("docs/replication/tiny/third/summary.json"))["quantity_forecasts"]
+    assert found["name"] == "beyond"
+
+
 def test_a_card_does_not_lose_seeds(three: Command) -> None:
     before = contents(Path())
     outcome = three("seed=1", "train=false", "results=here")

@@ -106,6 +106,7 @@ def finding(study: Study, folder: Path, base: Path) -> Part:
         folder,
         quantities=definition.quantities,
         claims=definition.claims,
+        forecasts=definition.forecasts,
         figure_formats=(),
         report=False,
     )
