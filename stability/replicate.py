@@ -157,7 +157,8 @@ def _replicate(settings: ReplicationSettings) -> int:
             card.write()
             if code == EXIT_STOPPED:
                 return code
-    tell(f"\n{_so_far(progress_of(studies))}\nCard: {settings.page}, {settings.page.with_suffix('.json')}")
+    files = f"{settings.page}, {settings.page.with_suffix('.json')}"
+    tell(f"\nHere: {_so_far(progress_of(studies))}\nCard of {counted(card.runs, 'run')}: {files}")
     return EXIT_FAILED if failed else 0
 
 
@@ -193,6 +194,9 @@ class _Card:
     """The card while it grows: on disk after every sweep.
 
     What it had of a sweep before this command is kept until as many results are here.
+
+    Attributes:
+        runs: how many different ones are behind what was last written.
     """
 
     def __init__(self, settings: ReplicationSettings, studies: "Sequence[Study]", old: dict[str, Any]) -> None:
@@ -200,6 +204,7 @@ class _Card:
 
         self._settings, self._studies, self._old = settings, studies, old
         self._json = settings.page.with_suffix(".json")
+        self.runs = 0
         self._former = {study.name: former(old, settings.ladder, study, settings.page.parent) for study in studies}
         self._parts = {name: had.part for name, had in self._former.items() if had.part}
 
@@ -237,6 +242,7 @@ class _Card:
         command = f"python -m stability.replicate ladder={settings.ladder} seed={seeds}"
         earlier = {name for had in self._former.values() for name in had.runs}
         cost = total(self._studies, self._parts, earlier, old["ladders"].get(settings.ladder, {}).get("cost", {}))
+        self.runs = cost.runs
         card = replaced(old, settings.ladder, self._studies, self._parts, cost, command, settings.seed)
         write_card(self._json, card)
         write_whole(settings.page, page(card, self._json.name).encode())

@@ -314,6 +314,8 @@ def test_a_card_from_two_machines_is_that_of_one_that_has_all_results(three: Com
         outcome = three("seed=0", "train=false", f"results={machine}")
         assert outcome.code == 0
         assert re.findall(r"(\w+) +kept as the card has it: 4 runs, none here", outcome.out) == kept
+        assert f"Here: {4 if kept else 5} of 6 runs done" in outcome.out
+        assert f"Card of {6 if kept else 5} runs: docs/replication.md" in outcome.out
         assert statuses(read_card())["third"] == ("complete" if kept else "missing")
     assert contents(Path("docs")) == one
 
