@@ -136,7 +136,7 @@ def _lead(request: Request, orders: Orders) -> int:
             tell(search.plan())
         tell(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
-    orders.begin([run.fingerprint for run in runs])
+    orders.begin(Share(runs, parts, layout).what if orders.processes > 1 else "")
     keep_compiled_programs()
     programs = LedPrograms(orders)
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)

@@ -97,7 +97,7 @@ def find_place(asked: Distributed, environment: Mapping[str, str]) -> Place | No
     if len(missing) == len(given):
         return cluster
     if missing and cluster is None:
-        said = ", ".join(f"distributed.{name}={value}" for name, value in given.items() if value is not None)
+        said = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
         fix = f"Give {' and '.join(f'distributed.{name}' for name in missing)} too."
         raise InputError("distributed", said, "does not say all, and no cluster is found that would", fix)
     if cluster is None:
@@ -173,8 +173,8 @@ def _time_limit(wait_s: float, place: Place) -> Iterator[None]:
         from jax._src.distributed import global_state  # of what JAX found, only it tells the address
 
         where = global_state.coordinator_address or place.coordinator or "process 0"
-        who = "Process 0 does not answer" if place.process else "The other processes do not come"
-        say = f"distributed.wait_s={wait_s:g}: {who} at {where} in {wait_s:g} seconds, by what {place.found_by} says"
+        who = "process 0 does not answer" if place.process else "the other processes do not come"
+        say = f"distributed.wait_s={wait_s:g}: {who} at {where} (so {place.found_by} says) in so many seconds"
         fix = f"Start all of them, see that they reach that address, or wait longer. {ALONE}"
         print(shown(f"error: {say}. {fix}", lines=False), file=sys.stderr, flush=True)
         os._exit(EXIT_BAD_INPUT)
