@@ -44,9 +44,9 @@ def join(asked: Distributed) -> int:
     Raises:
         InputError: what is asked for is incomplete or contradicts itself, or they cannot come together.
     """
-    place = find_place(asked, os.environ)
+    place = None if jax.distributed.is_initialized() else find_place(asked, os.environ)
     if place is None:
-        return 1
+        return _count()
     settings: Any = jax.config
     settings.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which is ours to heed
     with _time_limit(asked.wait_s, place):
@@ -65,7 +65,11 @@ def join(asked: Distributed) -> int:
     if len(jax.devices()) != jax.process_count() * jax.local_device_count():
         problem = f"has {jax.local_device_count()} devices and other processes have more or fewer"
         raise InputError("distributed", f"process {jax.process_index()}", problem, "Give each process as many.")
-    processes: int = jax.process_count()
+    return _count()
+
+
+def _count() -> int:
+    processes: int = jax.process_count() if jax.distributed.is_initialized() else 1
     return processes
 
 
