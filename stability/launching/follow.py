@@ -4,11 +4,15 @@ They train in the very loop of process 0. Its numbers are theirs too, so of all 
 the same; the rest is told them (`stability.launching.orders`).
 """
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+
+import stability
 from stability.data.sequence import Split
 from stability.launching.compilation_cache import KeptPrograms, keep_compiled_programs
 from stability.launching.devices import Layout
@@ -29,6 +33,14 @@ class Share:
     runs: tuple[PlannedRun, ...]
     parts: Split
     layout: Layout
+
+    @property
+    def what(self) -> str:
+        """A digest of all that shapes programs and their order: whole configs, the mesh, and versions."""
+        layout, versions = self.layout, (stability.__version__, jax.__version__)
+        shape = (layout.strategy, layout.data, layout.fsdp, len(layout.devices))
+        all_of_it = repr((*(run.config for run in self.runs), shape, versions))
+        return hashlib.sha256(all_of_it.encode()).hexdigest()
 
 
 class NoJournal:
@@ -74,7 +86,7 @@ def follow(orders: Following, get_ready: Callable[[], Share]) -> int:
     order = orders.next_order()
     if order["do"] == "end":
         return int(order["code"])
-    share = _ready(orders, get_ready, order["runs"])
+    share = _ready(orders, get_ready, order["what"])
     follower = _Follower(orders, share)
     with stop_flag(lambda _: None) as stop:
         orders.asked = stop
@@ -83,16 +95,14 @@ def follow(orders: Following, get_ready: Callable[[], Share]) -> int:
     return int(order["code"])
 
 
-def _ready(orders: Following, get_ready: Callable[[], Share], runs: list[str]) -> Share:
+def _ready(orders: Following, get_ready: Callable[[], Share], what: str) -> Share:
     try:
         share = get_ready()
     except Exception as error:
         orders.ready(" ".join(str(error).split()) or type(error).__name__)
         raise
-    if [run.fingerprint for run in share.runs] != runs:
-        orders.ready("plans other runs than process 0: it was given another command, or reads another text")
-    else:
-        orders.ready()
+    same = share.what == what
+    orders.ready("" if same else "was given another command than process 0, or has another text or version")
     keep_compiled_programs()
     return share
 

@@ -167,7 +167,7 @@ def _lead(request: Request, orders: Orders) -> int:
         return 0
     if submits:
         return _submit(request, sweep, path, search, lender, make_tracker)
-    orders.begin([run.fingerprint for run in runs])
+    orders.begin(Share(runs, parts, layout).what if orders.processes > 1 else "")
     keep_compiled_programs()
     programs = LedPrograms(orders)
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)

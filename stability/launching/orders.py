@@ -97,8 +97,11 @@ class Orders:
 
     processes: int = 1
 
-    def begin(self, runs: Sequence[str]) -> None:
-        """Have the others get ready for these runs, and wait for them.
+    def begin(self, what: str) -> None:
+        """Have the others get ready, and wait until each has found that it is to do the same.
+
+        Args:
+            what: the digest of all that has to be the same (`stability.launching.follow.Share`).
 
         Raises:
             InputError: one of them cannot, or was started with another command.
@@ -131,12 +134,12 @@ class Leading(Orders):
     _orders: Iterator[int] = field(default_factory=itertools.count)
     _answers: Iterator[int] = field(default_factory=itertools.count)
 
-    def begin(self, runs: Sequence[str]) -> None:
+    def begin(self, what: str) -> None:
         """See `Orders.begin`."""
-        self._order(do="begin", runs=list(runs))
+        self._order(do="begin", what=what)
         for process in range(1, self.processes):
             if problem := self.channel.hear(f"ready/{process}"):
-                raise InputError("distributed", f"process {process}", problem, "Mend it there.")
+                raise InputError("distributed", f"process {process}", problem.rstrip("."), "Mend it there.")
 
     def compile(self, run: str, lanes: int | None) -> None:
         """See `Orders.compile`."""

@@ -44,9 +44,9 @@ def join(asked: Distributed) -> int:
     Raises:
         InputError: what is asked for is incomplete or contradicts itself, or they cannot come together.
     """
-    place = find_place(asked, os.environ)
+    place = None if jax.distributed.is_initialized() else find_place(asked, os.environ)
     if place is None:
-        return 1
+        return _count()
     settings: Any = jax.config
     settings.update("jax_enable_preemption_service", False)  # it would take SIGTERM, which is ours to heed
     with _time_limit(asked.wait_s, place):
@@ -65,7 +65,11 @@ def join(asked: Distributed) -> int:
     if len(jax.devices()) != jax.process_count() * jax.local_device_count():
         problem = f"has {jax.local_device_count()} devices and other processes have more or fewer"
         raise InputError("distributed", f"process {jax.process_index()}", problem, "Give each process as many.")
-    processes: int = jax.process_count()
+    return _count()
+
+
+def _count() -> int:
+    processes: int = jax.process_count() if jax.distributed.is_initialized() else 1
     return processes
 
 
@@ -97,7 +101,7 @@ def find_place(asked: Distributed, environment: Mapping[str, str]) -> Place | No
     if len(missing) == len(given):
         return cluster
     if missing and cluster is None:
-        said = ", ".join(f"distributed.{name}={value}" for name, value in given.items() if value is not None)
+        said = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
         fix = f"Give {' and '.join(f'distributed.{name}' for name in missing)} too."
         raise InputError("distributed", said, "does not say all, and no cluster is found that would", fix)
     if cluster is None:
@@ -173,8 +177,8 @@ def _time_limit(wait_s: float, place: Place) -> Iterator[None]:
         from jax._src.distributed import global_state  # of what JAX found, only it tells the address
 
         where = global_state.coordinator_address or place.coordinator or "process 0"
-        who = "Process 0 does not answer" if place.process else "The other processes do not come"
-        say = f"distributed.wait_s={wait_s:g}: {who} at {where} in {wait_s:g} seconds, by what {place.found_by} says"
+        who = "process 0 does not answer" if place.process else "the other processes do not come"
+        say = f"distributed.wait_s={wait_s:g}: {who} at {where} (so {place.found_by} says) in so many seconds"
         fix = f"Start all of them, see that they reach that address, or wait longer. {ALONE}"
         print(shown(f"error: {say}. {fix}", lines=False), file=sys.stderr, flush=True)
         os._exit(EXIT_BAD_INPUT)

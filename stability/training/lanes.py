@@ -14,6 +14,7 @@ Shapes: R runs, L lanes (R and the seats beyond), C steps in one dispatch, B bat
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -229,6 +230,7 @@ def _placement(mesh: Mesh, states: TrainState) -> _Placement:
 def _told(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     """A function on a spread mesh, with all but its new state told to every process: each decides by all numbers."""
 
+    @wraps(function)
     def telling(*arguments: Any) -> Any:
         results = function(*arguments)
         if isinstance(results, tuple):
