@@ -265,6 +265,21 @@ def test_preempted_tasks_of_an_array_go_on_as_if_nothing_had_been(submit: Callab
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [REQUEUE, TIME_IS_UP], ids=" ".join)
+def test_a_preempted_task_of_two_processes_goes_on(
+    submit: Callable[..., str], slurm: Cluster, words: tuple[str, ...]
+) -> None:
+    submit(*PACKS, *SUBMITTED, "model.qk_layernorm=none", "lanes=sharded", "mesh.data=2", "slurm.tasks_per_node=2")
+    run, task = met_in_its_midst(Path("out"), set())
+    slurm.ask(*words, task)
+    slurm.wait()
+    first, second = starts(Path("out"))[run]
+    assert first == 0 < second < 1500
+    assert status.main(["out"]) == 0
+    assert outputs(Path("out")).count("Job completed successfully") == 2, "of both processes"
+
+
+@pytest.mark.slow
 def test_a_task_that_reaches_its_time_limit_goes_on_until_it_is_done(
     submit: Callable[..., str], slurm: Cluster
 ) -> None:
