@@ -24,14 +24,17 @@ from stability.launching.devices import check_mesh, choose_layout, show_every_co
 from stability.launching.folder import SweepFolder, check_folder, open_folder
 from stability.launching.follow import Share, follow
 from stability.launching.grid import Request
-from stability.launching.memory import find_budget
+from stability.launching.host import check_host, prepare_host
+from stability.launching.memory import find_budget, with_fitted_micro_batch
 from stability.launching.orders import Channel, Following, Leading, LedPrograms, Orders, OutOfStep, failing_together
 from stability.launching.plan import PlannedRun, pack_runs, plan_runs
 from stability.launching.processes import join, leave
 from stability.launching.reuse import check_lender, lendable
 from stability.launching.search import Search
+from stability.launching.settings import MeshSettings
 from stability.launching.tracked import tracked_sweep
 from stability.launching.work import refuse_what_does_not_fit, text_of
+from stability.model.kernels import refuse_kernel
 from stability.tracking.locks import Locks
 from stability.tracking.tracker import Background
 from stability.tracking.trackers import TrackerSettings, find_tracker
@@ -75,6 +78,7 @@ def launch(request: Request) -> int:
 
 def _launch(request: Request) -> int:
     """As one of several processes, if there are others, or alone."""
+    prepare_host(request.execution.host)
     show_every_core()
     processes = join(request.execution.distributed)
     if processes == 1:
@@ -82,7 +86,7 @@ def _launch(request: Request) -> int:
     channel = Channel()
     with failing_together(channel):
         if jax.process_index():
-            code = follow(Following(channel), lambda: _share(request))
+            code = follow(Following(channel), lambda memory: _share(request, memory))
         else:
             orders = Leading(processes, channel)
             code = _lead(request, orders)
@@ -91,11 +95,17 @@ def _launch(request: Request) -> int:
     return code
 
 
-def _share(request: Request) -> Share:
-    """What a process other than 0 has to know of the request, for which process 0 has found it good."""
+def _share(request: Request, memory: int) -> Share:
+    """What a process other than 0 has to know of the request, for which process 0 has found it good.
+
+    Args:
+        request: as all processes have it.
+        memory: bytes on each device by which process 0 has fitted the runs.
+    """
     corpus, configs, _ = _resolved(request)
-    layout = choose_layout(request.execution.lanes, request.execution.mesh, len(configs))
-    return Share(plan_runs(configs, request.ladder.scales), corpus.parts, layout)
+    mesh = request.execution.mesh
+    runs = plan_runs(_fitted(configs, mesh, memory), request.ladder.scales)
+    return Share(runs, corpus.parts, choose_layout(request.execution.lanes, mesh, len(runs)))
 
 
 def _lead(request: Request, orders: Orders) -> int:
@@ -103,7 +113,10 @@ def _lead(request: Request, orders: Orders) -> int:
     tracking = request.execution.tracking
     make_tracker = find_tracker(tracking.name, tracking.mode)  # refuses now rather than in mid-training
     corpus, configs, searched = _resolved(request)
-    runs = plan_runs(configs, request.ladder.scales)
+    if not request.execution.dry_run:
+        check_host(request.execution.host)
+    budget = find_budget(request.execution.memory_limit)
+    runs = plan_runs(_fitted(configs, request.execution.mesh, budget.limit), request.ladder.scales)
     search = Search(runs, searched)
     sweep, path = _name_and_folder(request, runs)
     parts = corpus.parts
@@ -129,14 +142,16 @@ def _lead(request: Request, orders: Orders) -> int:
         request.execution.lanes, request.execution.mesh, max((len(pack.runs) for pack in packs), default=1)
     )
     check_mesh([pack.config for pack in packs], layout)
-    budget = find_budget(request.execution.memory_limit)
+    for pack in packs:
+        refuse_kernel(pack.config)
     if request.execution.dry_run:
         tell(describe(runs, unfinished, layout, budget, calibration))
         if search.active:
             tell(search.plan())
         tell(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
-    orders.begin(Share(runs, parts, layout).what if orders.processes > 1 else "")
+    if orders.processes > 1:
+        orders.begin(Share(runs, parts, layout).what, budget.limit)
     keep_compiled_programs()
     programs = LedPrograms(orders)
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
@@ -152,6 +167,11 @@ def _lead(request: Request, orders: Orders) -> int:
     for line in tracker.closing_words():
         tell(line)
     return code
+
+
+def _fitted(configs: Sequence[RunConfig], mesh: MeshSettings, memory: int) -> list[RunConfig]:
+    """The configs with as many sequences at a time as the memory allows, where they leave that to us."""
+    return [with_fitted_micro_batch(config, memory, mesh.data, mesh.fsdp) for config in configs]
 
 
 def _analyse(request: Request, folder: SweepFolder, tracker: Background) -> None:

@@ -97,11 +97,12 @@ class Orders:
 
     processes: int = 1
 
-    def begin(self, what: str) -> None:
+    def begin(self, what: str, memory: int) -> None:
         """Have the others get ready, and wait until each has found that it is to do the same.
 
         Args:
             what: the digest of all that has to be the same (`stability.launching.follow.Share`).
+            memory: bytes on each device that programs may take.
 
         Raises:
             InputError: one of them cannot, or was started with another command.
@@ -134,9 +135,9 @@ class Leading(Orders):
     _orders: Iterator[int] = field(default_factory=itertools.count)
     _answers: Iterator[int] = field(default_factory=itertools.count)
 
-    def begin(self, what: str) -> None:
+    def begin(self, what: str, memory: int) -> None:
         """See `Orders.begin`."""
-        self._order(do="begin", what=what)
+        self._order(do="begin", what=what, memory=memory)
         for process in range(1, self.processes):
             if problem := self.channel.hear(f"ready/{process}"):
                 raise InputError("distributed", f"process {process}", problem.rstrip("."), "Mend it there.")
