@@ -18,7 +18,7 @@ from stability.data.shards import ShardedCorpus
 from stability.errors import EXIT_INTERRUPTED, InputError
 from stability.launching.calibration import calibrate, known_calibration
 from stability.launching.campaign import EXIT_FAILED, Campaign, train_rounds, unfinished_runs
-from stability.launching.compilation_cache import keep_compiled_programs
+from stability.launching.compilation_cache import KeptPrograms, keep_compiled_programs
 from stability.launching.describe import describe
 from stability.launching.devices import check_mesh, choose_layout, show_every_core
 from stability.launching.folder import SweepFolder, check_folder, open_folder
@@ -26,7 +26,7 @@ from stability.launching.follow import Share, follow
 from stability.launching.grid import Request
 from stability.launching.host import check_host, prepare_host
 from stability.launching.memory import find_budget, with_fitted_micro_batch
-from stability.launching.orders import Channel, Following, Leading, LedPrograms, Orders, OutOfStep, failing_together
+from stability.launching.orders import Channel, Following, Leading, Orders, OutOfStep, failing_together
 from stability.launching.plan import PlannedRun, pack_runs, plan_runs
 from stability.launching.processes import join, leave
 from stability.launching.reuse import check_lender, lendable
@@ -153,7 +153,7 @@ def _lead(request: Request, orders: Orders) -> int:
     if orders.processes > 1:
         orders.begin(Share(runs, parts, layout).what, budget.limit)
     keep_compiled_programs()
-    programs = LedPrograms(orders)
+    programs = orders.programs(KeptPrograms())
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
     with Locks(path, tell) as locks:
         folder = open_folder(path, locks, sweep, request.definition, search.first(), request.ladder, request.command)
