@@ -6,6 +6,9 @@ LONGEST_SHOWN = 500
 EXIT_BAD_INPUT = 2
 """The exit code of a command that says something that cannot be."""
 
+EXIT_FAILED = 1
+"""The exit code of a command of which a run failed, or that could not go on."""
+
 EXIT_INTERRUPTED = 130
 """The exit code of a command that was asked to stop, as shells have it for Ctrl-C."""
 

@@ -119,10 +119,12 @@ def _replicate(settings: ReplicationSettings) -> int:
     selected = chosen(names, settings.sweeps)
     # Only now: what is wrong with the command is said without waiting for JAX.
     from stability.launching.launch import launch
+    from stability.launching.processes import refuse_several
     from stability.launching.signals import stop_flag
     from stability.replication.card import read_card
     from stability.replication.study import progress_of
 
+    refuse_several()
     old = read_card(settings.page.with_suffix(".json"))
     _refuse_fewer_seeds(old, settings)
     studies: list[Study] = []

@@ -48,10 +48,17 @@ class Together:
         words: the command's arguments.
         processes: how many; each shows `devices` CPU devices.
         only: those that are started indeed; None is all.
+        address: of this machine.
     """
 
     def __init__(
-        self, folder: Path, words: Sequence[str], processes: int, devices: int = 1, only: Sequence[int] | None = None
+        self,
+        folder: Path,
+        words: Sequence[str],
+        processes: int,
+        devices: int = 1,
+        only: Sequence[int] | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         quickly = [f"--{name}={str(value).lower()}" for name, value in QUICKLY.items()]
         kept = {
@@ -62,7 +69,7 @@ class Together:
             "STABILITY_NO_REEXECUTION": "1",
             "XLA_FLAGS": " ".join([*quickly, f"--xla_force_host_platform_device_count={devices}"]),
         }
-        there = [f"distributed.coordinator=127.0.0.1:{free_port()}", f"distributed.processes={processes}"]
+        there = [f"distributed.coordinator={address}:{free_port()}", f"distributed.processes={processes}"]
         self.folders = [folder / str(process) for process in (range(processes) if only is None else only)]
         self.started = []
         for place in self.folders:

@@ -1,6 +1,7 @@
 """Several processes as one program: real ones, on this machine."""
 
 import math
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,23 @@ def test_each_process_reads_its_own_rows_of_a_batch(tmp_path: Path, processes: i
     ended = Together(tmp_path, [*WORDS, "mesh.data=2"], processes).end()
     assert [one.code for one in ended] == [0] * processes, [one.err for one in ended]
     assert [one.read for one in ended] == [30 * 4 // 2] * processes  # of four, two have the empty seat
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "processes.md"
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_train_together(tmp_path: Path) -> None:
+    typed = re.findall(
+        r"^python -m stability\.run (.*distributed\..*?)(?: &)?$", PAGE.read_text(encoding="utf-8"), re.M
+    )
+    said = [dict(word.split("=", 1) for word in line.split()) for line in typed]
+    assert [one.pop("distributed.process") for one in said] == ["0", "1"]
+    assert said[0] == said[1]
+    words = [f"{key}={value}" for key, value in said[0].items() if not key.startswith("distributed.")]
+    address = said[0]["distributed.coordinator"].rpartition(":")[0]
+    ended = Together(tmp_path, [*WORDS, *words], int(said[0]["distributed.processes"]), address=address).end()
+    assert [one.code for one in ended] == [0, 0], [one.err for one in ended]
 
 
 # How it ends

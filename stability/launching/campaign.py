@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stability.data.sequence import Split
-from stability.errors import EXIT_INTERRUPTED
+from stability.errors import EXIT_FAILED, EXIT_INTERRUPTED
 from stability.launching.devices import Layout
 from stability.launching.folder import SearchState, SweepFolder, plan_round
 from stability.launching.grid import Request
@@ -29,8 +29,6 @@ from stability.tracking.tracker import Background
 from stability.training.lanes import Programs
 from stability.training.loop import Interrupted
 from stability.untrusted.printable import tell
-
-EXIT_FAILED = 1
 
 
 @dataclass(frozen=True)

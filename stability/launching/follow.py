@@ -73,12 +73,13 @@ class NoStore:
         """Do nothing."""
 
 
-def follow(orders: Following, get_ready: Callable[[], Share]) -> int:
+def follow(orders: Following, get_ready: Callable[[int], Share]) -> int:
     """Do what process 0 says until it says that all is done; the exit code that it names.
 
     Args:
         orders: from it.
-        get_ready: reads text and runs; called when process 0 has found nothing wrong with the command.
+        get_ready: reads text and runs, given the bytes on each device that process 0 has found; called when it has
+            found nothing wrong with the command.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # libraries print too
@@ -86,7 +87,7 @@ def follow(orders: Following, get_ready: Callable[[], Share]) -> int:
     order = orders.next_order()
     if order["do"] == "end":
         return int(order["code"])
-    share = _ready(orders, get_ready, order["what"])
+    share = _ready(orders, get_ready, order)
     follower = _Follower(orders, share)
     with stop_flag(lambda _: None) as stop:
         orders.asked = stop
@@ -95,13 +96,13 @@ def follow(orders: Following, get_ready: Callable[[], Share]) -> int:
     return int(order["code"])
 
 
-def _ready(orders: Following, get_ready: Callable[[], Share], what: str) -> Share:
+def _ready(orders: Following, get_ready: Callable[[int], Share], begin: dict[str, Any]) -> Share:
     try:
-        share = get_ready()
+        share = get_ready(begin["memory"])
     except Exception as error:
         orders.ready(" ".join(str(error).split()) or type(error).__name__)
         raise
-    same = share.what == what
+    same = share.what == begin["what"]
     orders.ready("" if same else "was given another command than process 0, or has another text or version")
     keep_compiled_programs()
     return share

@@ -15,33 +15,32 @@ from stability.analysis.quantities import parse_quantities
 from stability.config import RunConfig, fingerprint, resolve, validate
 from stability.data.corpus import Corpus, load_corpus
 from stability.data.shards import ShardedCorpus
-from stability.errors import EXIT_INTERRUPTED, InputError
+from stability.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError
 from stability.launching.calibration import calibrate, known_calibration
-from stability.launching.campaign import EXIT_FAILED, Campaign, train_rounds, unfinished_runs
-from stability.launching.compilation_cache import keep_compiled_programs
+from stability.launching.campaign import Campaign, train_rounds, unfinished_runs
+from stability.launching.compilation_cache import KeptPrograms, keep_compiled_programs
 from stability.launching.describe import describe
 from stability.launching.devices import check_mesh, choose_layout, show_every_core
-from stability.launching.folder import SweepFolder, check_folder, is_complete, open_folder
+from stability.launching.folder import SweepFolder, check_folder, open_folder
 from stability.launching.follow import Share, follow
 from stability.launching.grid import Request
 from stability.launching.host import check_host, prepare_host
-from stability.launching.memory import Budget, find_budget, with_fitted_micro_batch
-from stability.launching.orders import Channel, Following, Leading, LedPrograms, Orders, OutOfStep, failing_together
+from stability.launching.memory import find_budget, with_fitted_micro_batch
+from stability.launching.orders import Channel, Following, Leading, Orders, OutOfStep, failing_together
 from stability.launching.plan import PlannedRun, pack_runs, plan_runs
 from stability.launching.processes import join, leave
-from stability.launching.reuse import check_lender, lendable, reuse
+from stability.launching.reuse import check_lender, lendable
 from stability.launching.search import Search
 from stability.launching.settings import MeshSettings
-from stability.launching.slurm import check_place, check_slurm, plan_array, submit, wait_for
-from stability.launching.slurm_task import Task, in_task
+from stability.launching.slurm import check_place, check_slurm, hand_over, plan_array
+from stability.launching.slurm_task import in_task
 from stability.launching.tracked import tracked_sweep
 from stability.launching.work import refuse_what_does_not_fit, text_of
 from stability.model.kernels import refuse_kernel
 from stability.tracking.console import counted
-from stability.tracking.locks import SWEEP, Locks
-from stability.tracking.slurm import SLURM
+from stability.tracking.locks import Locks
 from stability.tracking.tracker import Background
-from stability.tracking.trackers import Factory, TrackerSettings, find_tracker
+from stability.tracking.trackers import TrackerSettings, find_tracker
 from stability.untrusted.names import refuse_way_out
 from stability.untrusted.printable import tell
 
@@ -90,7 +89,7 @@ def _launch(request: Request) -> int:
     channel = Channel()
     with failing_together(channel):
         if jax.process_index():
-            code = follow(Following(channel), lambda: _share(request))
+            code = follow(Following(channel), lambda memory: _share(request, memory))
         else:
             orders = Leading(processes, channel)
             code = _lead(request, orders)
@@ -104,12 +103,17 @@ def _submits(request: Request) -> bool:
     return request.execution.launcher == "slurm" and not in_task()
 
 
-def _share(request: Request) -> Share:
-    """What a process other than 0 has to know of the request, for which process 0 has found it good."""
+def _share(request: Request, memory: int) -> Share:
+    """What a process other than 0 has to know of the request, for which process 0 has found it good.
+
+    Args:
+        request: as all processes have it.
+        memory: bytes on each device by which process 0 has fitted the runs.
+    """
     corpus, configs, _ = _resolved(request)
-    layout = choose_layout(request.execution.lanes, request.execution.mesh, len(configs))
-    fitted = _fitted(configs, request.execution.mesh, find_budget(request.execution.memory_limit))
-    return Share(plan_runs(fitted, request.ladder.scales), corpus.parts, layout)
+    mesh = request.execution.mesh
+    runs = plan_runs(_fitted(configs, mesh, memory), request.ladder.scales)
+    return Share(runs, corpus.parts, choose_layout(request.execution.lanes, mesh, len(runs)))
 
 
 def _lead(request: Request, orders: Orders) -> int:
@@ -123,8 +127,9 @@ def _lead(request: Request, orders: Orders) -> int:
     if not request.execution.dry_run and not submits:
         check_host(request.execution.host)
     budget = find_budget(request.execution.memory_limit)
-    runs = plan_runs(_fitted(configs, request.execution.mesh, budget), request.ladder.scales)
+    runs = plan_runs(_fitted(configs, request.execution.mesh, budget.limit), request.ladder.scales)
     search = Search(runs, searched)
+    first = search.first()
     sweep, path = _name_and_folder(request, runs)
     if submits:
         check_place(path)
@@ -161,18 +166,27 @@ def _lead(request: Request, orders: Orders) -> int:
         if search.active:
             tell(search.plan())
         if submits:
-            tasks = plan_array(request.execution.slurm, pack_runs(search.first())).tasks
+            tasks = plan_array(request.execution.slurm, pack_runs(first)).tasks
             tell(f"As a Slurm array of {counted(tasks, 'task')}; memory and time are those of this machine.")
         tell(f"Dry run: nothing was trained or written. The results would be in {path}")
         return 0
     if submits:
-        return _submit(request, sweep, path, search, lender, make_tracker)
-    orders.begin(Share(runs, parts, layout).what if orders.processes > 1 else "")
+        with Locks(path, tell) as locks:
+            folder = open_folder(
+                path, locks, sweep, request.definition, search.first(), request.ladder, request.command
+            )
+            code = hand_over(request, sweep, folder, locks, search, lender)
+            if code is None:  # everything has a result
+                with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
+                    _analyse(request, folder, tracker)
+        return code or 0
+    if orders.processes > 1:
+        orders.begin(Share(runs, parts, layout).what, budget.limit)
     keep_compiled_programs()
-    programs = LedPrograms(orders)
+    programs = orders.programs(KeptPrograms())
     refuse_what_does_not_fit(unfinished, programs, parts, layout, budget)
     with Locks(path, tell) as locks:
-        folder = open_folder(path, locks, sweep, request.definition, search.first(), request.ladder, request.command)
+        folder = open_folder(path, locks, sweep, request.definition, first, request.ladder, request.command)
         with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
             # Between two rounds of a search all tasks have to be there.
             shared = in_task() and not search.active
@@ -197,39 +211,9 @@ def _of_others(folder: SweepFolder, runs: Sequence[PlannedRun], locks: Locks) ->
     return sum(locks.is_held(run.folder_name) and not folder.is_finished(run) for run in runs)
 
 
-def _submit(
-    request: Request, sweep: str, path: Path, search: Search, lender: Path | None, make_tracker: Factory
-) -> int:
-    """Hand the sweep to Slurm, and analyse it where that is waited for or everything is done already."""
-    settings, tracking = request.execution.slurm, request.execution.tracking
-    with Locks(path, tell) as locks:
-        runs = search.first()
-        folder = open_folder(path, locks, sweep, request.definition, runs, request.ladder, request.command)
-        unfinished = unfinished_runs(folder, runs)
-        if lender and reuse(folder, locks, unfinished, lender):
-            unfinished = unfinished_runs(folder, runs)
-        if unfinished or search.active:
-            with locks.hold(SWEEP):
-                task = Task(request.arguments, tuple(sys.orig_argv))
-                submit(settings, sweep, path, task, plan_array(settings, pack_runs(runs)), len(unfinished))
-            if not settings.wait:
-                return 0
-            try:
-                wait_for(path, tell)
-            except KeyboardInterrupt:
-                tell("\nNo longer waiting; the tasks go on.")
-                return EXIT_INTERRUPTED
-            if not is_complete(folder, runs):
-                tell(f"Some runs have no result; the same command tries again. What the tasks said: {path / SLURM}")
-                return EXIT_FAILED
-        with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
-            _analyse(request, folder, tracker)
-    return 0
-
-
-def _fitted(configs: Sequence[RunConfig], mesh: MeshSettings, budget: Budget) -> list[RunConfig]:
+def _fitted(configs: Sequence[RunConfig], mesh: MeshSettings, memory: int) -> list[RunConfig]:
     """The configs with as many sequences at a time as the memory allows, where they leave that to us."""
-    return [with_fitted_micro_batch(config, budget.limit, mesh.data, mesh.fsdp) for config in configs]
+    return [with_fitted_micro_batch(config, memory, mesh.data, mesh.fsdp) for config in configs]
 
 
 def _analyse(request: Request, folder: SweepFolder, tracker: Background) -> None:

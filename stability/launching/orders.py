@@ -29,8 +29,7 @@ from jax.sharding import Mesh
 
 from stability.config import RunConfig, fingerprint
 from stability.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
-from stability.launching.compilation_cache import KeptPrograms
-from stability.training.lanes import Program
+from stability.training.lanes import Program, Programs
 from stability.untrusted.printable import shown
 
 POLL_S = 0.5
@@ -97,18 +96,20 @@ class Orders:
 
     processes: int = 1
 
-    def begin(self, what: str) -> None:
+    def begin(self, what: str, memory: int) -> None:
         """Have the others get ready, and wait until each has found that it is to do the same.
 
         Args:
             what: the digest of all that has to be the same (`stability.launching.follow.Share`).
+            memory: bytes on each device that programs may take.
 
         Raises:
             InputError: one of them cannot, or was started with another command.
         """
 
-    def compile(self, run: str, lanes: int | None) -> None:
-        """Have them compile the program of a run's structure."""
+    def programs(self, programs: Programs) -> Programs:
+        """The same, for all processes: what one compiles all do."""
+        return programs
 
     def train(self, runs: Sequence[str], start: int, lanes: int | None, stop: Stop) -> Stop:
         """Have them train these runs from a step on; the flag to train with, which tells them what it says."""
@@ -134,15 +135,19 @@ class Leading(Orders):
     _orders: Iterator[int] = field(default_factory=itertools.count)
     _answers: Iterator[int] = field(default_factory=itertools.count)
 
-    def begin(self, what: str) -> None:
+    def begin(self, what: str, memory: int) -> None:
         """See `Orders.begin`."""
-        self._order(do="begin", what=what)
+        self._order(do="begin", what=what, memory=memory)
         for process in range(1, self.processes):
             if problem := self.channel.hear(f"ready/{process}"):
                 raise InputError("distributed", f"process {process}", problem.rstrip("."), "Mend it there.")
 
+    def programs(self, programs: Programs) -> Programs:
+        """See `Orders.programs`."""
+        return LedPrograms(programs, self)
+
     def compile(self, run: str, lanes: int | None) -> None:
-        """See `Orders.compile`."""
+        """Have the others compile the program of a run's structure."""
         self._order(do="compile", run=run, lanes=lanes)
 
     def train(self, runs: Sequence[str], start: int, lanes: int | None, stop: Stop) -> Stop:
@@ -186,19 +191,19 @@ class Leading(Orders):
         self.channel.tell(f"order/{next(self._orders)}", json.dumps(order))
 
 
-class LedPrograms(KeptPrograms):
+class LedPrograms(Programs):
     """Programs that the other processes compile at the same time."""
 
-    def __init__(self, orders: Orders) -> None:
-        super().__init__()
-        self._orders = orders
+    def __init__(self, programs: Programs, orders: Leading) -> None:
+        super().__init__(programs.compiled)
+        self._programs, self._orders = programs, orders
 
     def get(
         self, config: RunConfig, lanes: int | None, validation_shape: tuple[int, ...], mesh: Mesh | None = None
     ) -> Program:
         """See `Programs.get`."""
         self._orders.compile(fingerprint(config), lanes)
-        return super().get(config, lanes, validation_shape, mesh)
+        return self._programs.get(config, lanes, validation_shape, mesh)
 
 
 @dataclass

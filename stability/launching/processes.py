@@ -73,6 +73,18 @@ def _count() -> int:
     return processes
 
 
+def refuse_several() -> None:
+    """Refuse what one process does by itself to several that a cluster has started as one program.
+
+    Raises:
+        InputError: there are several.
+    """
+    place = find_place(Distributed(), os.environ)
+    if place is not None and place.processes is not None:
+        fix = "Start one; of `python -m stability.run` several are one program."
+        raise InputError("distributed", f"{place.processes} processes", "each would do the whole of this", fix)
+
+
 def leave() -> None:
     """Part from the other processes; waits until all do."""
     shutdown: Any = jax.distributed.shutdown

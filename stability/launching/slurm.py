@@ -5,6 +5,7 @@ import itertools
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,11 +14,16 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
-from stability.errors import InputError
-from stability.launching.plan import Pack
+from stability.errors import EXIT_FAILED, EXIT_INTERRUPTED, InputError
+from stability.launching.folder import SweepFolder, is_complete
+from stability.launching.grid import Request
+from stability.launching.plan import Pack, pack_runs
+from stability.launching.reuse import reuse
+from stability.launching.search import Search
 from stability.launching.settings import Slurm
 from stability.launching.slurm_task import Task
 from stability.tracking.console import counted
+from stability.tracking.locks import SWEEP, Locks
 from stability.tracking.slurm import SLURM, QueuedTask, note_submission, queued_tasks, submitted_jobs
 from stability.untrusted.names import folder_name, refuse_links_out
 from stability.untrusted.printable import tell
@@ -132,6 +138,47 @@ def plan_array(settings: Slurm, packs: Sequence[Pack], tasks: int | None = None)
     tasks = max(1, min(settings.array or tasks or len(packs), runs))
     each = ceil(tasks / max(1, len(packs)))
     return Array(tasks, {pack.structure: ceil(len(pack.runs) / each) for pack in packs})
+
+
+def hand_over(
+    request: Request, sweep: str, folder: SweepFolder, locks: Locks, search: Search, lender: Path | None
+) -> int | None:
+    """Have tasks queued for what is unfinished of a sweep, and wait for them where that is asked for.
+
+    Args:
+        request: whose settings say how.
+        sweep: its name, which the job gets.
+        folder: where its tasks find it.
+        locks: on that.
+        search: what is to be trained first, and whether more follows from it.
+        lender: a folder whose results are taken over before.
+
+    Returns:
+        An exit code; None where everything has a result, and is to be analysed.
+
+    Raises:
+        InputError: sbatch refuses.
+    """
+    settings, runs = request.execution.slurm, search.first()
+    if lender:
+        reuse(folder, locks, [run for run in runs if not folder.is_finished(run)], lender)
+    unfinished = sum(not folder.is_finished(run) for run in runs)
+    if not unfinished and not search.active:
+        return None
+    with locks.hold(SWEEP):
+        task = Task(request.arguments, tuple(sys.orig_argv))
+        submit(settings, sweep, folder.path, task, plan_array(settings, pack_runs(runs)), unfinished)
+    if not settings.wait:
+        return 0
+    try:
+        wait_for(folder.path, tell)
+    except KeyboardInterrupt:
+        tell("\nNo longer waiting; the tasks go on.")
+        return EXIT_INTERRUPTED
+    if is_complete(folder, runs):
+        return None
+    tell(f"Some runs have no result; the same command tries again. What the tasks said: {folder.path / SLURM}")
+    return EXIT_FAILED
 
 
 def submit(settings: Slurm, sweep: str, folder: Path, task: Task, todo: Array, unfinished: int) -> None:
