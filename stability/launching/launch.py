@@ -172,9 +172,7 @@ def _lead(request: Request, orders: Orders) -> int:
         return 0
     if submits:
         with Locks(path, tell) as locks:
-            folder = open_folder(
-                path, locks, sweep, request.definition, search.first(), request.ladder, request.command
-            )
+            folder = open_folder(path, locks, sweep, request.definition, first, request.ladder, request.command)
             code = hand_over(request, sweep, folder, locks, search, lender)
             if code is None:  # everything has a result
                 with Background(make_tracker(TrackerSettings(**asdict(tracking), folder=path)), tell) as tracker:
