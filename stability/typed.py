@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import SchemaError
 
 from stability.errors import InputError
 
@@ -86,7 +87,17 @@ Gpus = Annotated[Word, AfterValidator(_gpus)]
 
 T = TypeVar("T")
 
-_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(TypeAdapter)
+
+def _built(cls: type[Any]) -> TypeAdapter[Any]:
+    try:
+        return TypeAdapter(cls)
+    except SchemaError as error:
+        if KeyboardInterrupt.__name__ in str(error):  # what pydantic makes of Ctrl-C there
+            raise KeyboardInterrupt from error
+        raise
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = functools.cache(_built)
 """One for each class: building it takes as long as validating a hundred configs."""
 
 

@@ -14,7 +14,9 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import SchemaError
 
+from stability import typed
 from stability.config import (
     FINGERPRINT_VERSION,
     ModelConfig,
@@ -411,3 +413,18 @@ def test_the_width_proposed_divides_into_heads() -> None:
 def test_settings_at_the_edge_of_what_fits_are_accepted(config: RunConfig) -> None:
     validate(config)
     validate(resolve(config, **FACTS))
+
+
+@pytest.mark.parametrize(
+    ("said", "raised"),
+    [('Error building "str" validator:\n  KeyboardInterrupt: ', KeyboardInterrupt), ("a bug", SchemaError)],
+)
+def test_ctrl_c_stays_one_while_pydantic_builds(
+    said: str, raised: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(cls: object) -> None:
+        raise SchemaError(said)
+
+    monkeypatch.setattr(typed, "TypeAdapter", interrupted)
+    with pytest.raises(raised):
+        typed.from_mapping(dataclasses.make_dataclass("Fresh", []), {})
