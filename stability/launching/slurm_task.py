@@ -109,8 +109,12 @@ class _Preemption:
         """
         if self._requeue is None:
             return
+        # Slurm ends a job that is queued again, which is to come after what submitit has to say of it.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         try:
             self._requeue(signal.SIGUSR2, None)
         except SystemExit:
             # Nothing of it is left to do, and what is under way might take the exception for one of its own.
             os._exit(EXIT_INTERRUPTED)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
