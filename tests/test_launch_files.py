@@ -1,9 +1,11 @@
 """The files of launch/: their commands compose, the shell and the engines find nothing wrong with them."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,9 +47,12 @@ def test_a_file_ends_in_the_same_command_which_composes(path: Path, command: Com
 def test_a_script_is_sound_shell(path: Path) -> None:
     assert path.stat().st_mode & 0o111, "it can be executed"
     subprocess.run(["bash", "-n", path], check=True)
-    if shutil.which("shellcheck") is None:
+    shellcheck = shutil.which(
+        "shellcheck", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    )
+    if shellcheck is None:
         pytest.skip("shellcheck is not installed")
-    found = subprocess.run(["shellcheck", path], capture_output=True, text=True, check=False)
+    found = subprocess.run([shellcheck, path], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
 
 
