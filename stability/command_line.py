@@ -237,7 +237,7 @@ def _is_sweep(words: Sequence[str]) -> bool:
     return not any(getattr(given, option) for option in ELSE)
 
 
-GROUPS = ("sweep", "intervention", "ladder", "data", "tracking")
+GROUPS = ("sweep", "intervention", "ladder", "data", "tracking", "host")
 NO_NAME = re.compile(r"null|true|false|[-+]?[0-9.]+(e[-+]?[0-9]+)?", re.IGNORECASE)
 """What Hydra reads as something else than a name."""
 

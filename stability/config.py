@@ -1,10 +1,12 @@
 """The config of one run: a pytree whose leaves flow through the program and whose structure shapes it.
 
-Three kinds of field, said once, where the field is declared:
+Four kinds of field, said once, where the field is declared:
 
 `leaf`        a number that is traced: runs that differ only in leaves share one compiled program, as its lanes.
 (no mark)     structure: what shapes the program (widths, names, counts of steps). `None` in a leaf's place is structure
               too: `clip_norm: null` is another program than any number.
+`execution`   how a device computes it: shapes the program too, but changes rounding only, so it is no part of a run's
+              identity, and is recorded beside the results.
 `provenance`  recorded beside the results but no part of a run's identity, and invisible to the program: it is dropped
               when JAX flattens the config.
 
@@ -38,6 +40,11 @@ def leaf(default: float | int | None, dtype: type[np.generic] = np.float32) -> A
     return field(default=default, metadata={"kind": "leaf", "dtype": dtype})
 
 
+def execution(default: Any) -> Any:
+    """Declare a setting that shapes the program and changes nothing but rounding: outside the fingerprint."""
+    return field(default=default, metadata={"kind": "execution"})
+
+
 def provenance(default: Any) -> Any:
     """Declare a setting that changes no result: outside the fingerprint, unseen by the program."""
     return field(default=default, metadata={"kind": "provenance"})
@@ -54,7 +61,7 @@ Scalar = float | jax.Array
 C = TypeVar("C")
 
 
-@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(leaf, provenance, group))
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(leaf, execution, provenance, group))
 def config_class(cls: type[C]) -> type[C]:
     """A frozen keyword-only dataclass, registered as a pytree by the kinds of its fields."""
     cls = dataclass(frozen=True, kw_only=True)(cls)
@@ -63,7 +70,7 @@ def config_class(cls: type[C]) -> type[C]:
     jax.tree_util.register_dataclass(
         cls,
         data_fields=[name for name, kind in kinds.items() if kind in ("leaf", "group")],
-        meta_fields=[name for name, kind in kinds.items() if kind == "structure"],
+        meta_fields=[name for name, kind in kinds.items() if kind in ("structure", "execution")],
         drop_fields=[name for name, kind in kinds.items() if kind == "provenance"],
     )
     return cls
@@ -180,6 +187,29 @@ class DataConfig:
     vocabulary_size: Count | None = None
 
 
+Kernel = Literal["plain", "blockwise", "cudnn", "splash"]
+"""How attention is computed (`stability.model.kernels`)."""
+KERNELS: tuple[Kernel, ...] = get_args(Kernel)
+
+
+@config_class
+class ComputeConfig:
+    """How a device computes a step; hosts choose it (conf/host), results depend on it by rounding alone.
+
+    attention       the kernel that mixes values; `auto` is the fastest that device, precision and sizes allow
+    head_chunk      positions whose output logits are there at a time; null is all of them while they are small
+    rematerialise   what backpropagation computes again instead of keeping: nothing, all but matrix products, or whole
+                    blocks
+    micro_batch     sequences in memory at a time, at most, whose gradients are added up to the batch's; null is the
+                    whole batch, `auto` as many as the device's memory allows (`stability.launching.memory`)
+    """
+
+    attention: Literal["auto", "plain", "blockwise", "cudnn", "splash"] = execution("auto")
+    head_chunk: Count | None = execution(None)
+    rematerialise: Literal["none", "all_but_products", "blocks"] = execution("none")
+    micro_batch: Count | Literal["auto"] | None = execution(None)
+
+
 @config_class
 class RunConfig:
     """One run, whole: what `step` takes, once its leaves are arrays."""
@@ -190,6 +220,7 @@ class RunConfig:
     loss: LossConfig = group(LossConfig)
     training: TrainingConfig = group(TrainingConfig)
     data: DataConfig = group(DataConfig)
+    compute: ComputeConfig = group(ComputeConfig)
     seed: Seed = leaf(0, np.uint32)
 
     @property
@@ -197,14 +228,30 @@ class RunConfig:
         """Tokens that the whole training reads."""
         return self.training.steps * self.training.tokens_per_step
 
+    @property
+    def micro_batch(self) -> int:
+        """Sequences that a step has in memory at a time: the largest divisor of the batch that may be."""
+        most = self.compute.micro_batch
+        return largest_divisor(self.training.batch_size, most if isinstance(most, int) else self.training.batch_size)
 
-def to_mapping(config: Any, kinds: tuple[str, ...] = ("leaf", "structure", "provenance")) -> dict[str, Any]:
-    """A config as plain nested values that JSON and YAML can hold, fields of the given kinds only."""
+
+BESIDE_IDENTITY = ("execution", "provenance")
+"""The kinds of field that are recorded for each start of a run instead of in its fingerprint."""
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """The largest divisor of a number that is at most `most`; both are at least 1."""
+    return next(size for size in range(min(number, most), 0, -1) if number % size == 0)
+
+
+def to_mapping(config: Any, kinds: tuple[str, ...] = ("leaf", "structure", *BESIDE_IDENTITY)) -> dict[str, Any]:
+    """A config as plain nested values that JSON and YAML can hold: fields of the given kinds, groups that have any."""
     mapping: dict[str, Any] = {}
     for f in fields(config):
         value = getattr(config, f.name)
         if is_dataclass(value):
-            mapping[f.name] = to_mapping(value, kinds)
+            if nested := to_mapping(value, kinds):
+                mapping[f.name] = nested
         elif f.metadata.get("kind", "structure") in kinds:
             mapping[f.name] = list(value) if isinstance(value, tuple) else value
     return mapping

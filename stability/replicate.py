@@ -1,7 +1,7 @@
 """`python -m stability.replicate ladder=micro`: run the paper's experiments, all of them, and write the card."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,10 +23,11 @@ EPILOG = """\
 keys
   ladder=micro              the sizes: a file in sweeps/ladder
   seed=0,1,2                seeds of every sweep
-  sweeps=NAME,...           train these only; the card tells of all that have results
+  sweeps=NAME,...           train these only; the card tells of all that have results, here or in the card so far
   results=DIR               where the sweeps' folders are, or will be: DIR/NAME (results/replication/LADDER)
   output=docs/replication.md
-                            the card; its data goes beside it as .json, summaries and figures into a folder of its name
+                            the card, a new one or one to go on with; its data goes beside it as .json, summaries and
+                            figures into a folder of its name
   tracking=files            who follows the runs: files or wandb
   progress=auto             what the terminal shows while runs train: auto, live, lines or quiet
   train=false               train nothing: analyse what there is, and write the card
@@ -36,9 +37,14 @@ The same command goes on where it was stopped (Ctrl-C, SIGTERM, a kill) and trai
 sweeps share trains once. Results that are complete are only read. The card is written after every sweep, and says what
 is missing. Exit code 0 when all is done, 1 when a run failed, 2 for bad input, 130 when it was stopped.
 
+One card may come from several machines, each with the sweeps that it trained: of a sweep with fewer results here than
+the card counts, or none, it keeps what it says, as long as the sweep still plans those runs and makes those claims.
+To have such a part taken out, delete its folder beside the card. A card's seeds may become more, not fewer.
+
 examples
   python -m stability.replicate ladder=micro
-  python -m stability.replicate ladder=micro seed=0 sweeps=qk_layernorm,z_loss
+  python -m stability.replicate ladder=micro seed=0 sweeps=qk_layernorm,z_loss output=one_seed.md
+  python -m stability.replicate ladder=micro train=false     add what is here to the card
 """
 Text = Annotated[str, MinLen(1)]
 LISTS = ("seed", "sweeps")
@@ -118,6 +124,7 @@ def _replicate(settings: ReplicationSettings) -> int:
     from stability.replication.study import progress_of
 
     old = read_card(settings.page.with_suffix(".json"))
+    _refuse_fewer_seeds(old, settings)
     studies: list[Study] = []
     for name in selected if settings.dry_run else names:
         study = _study(name, settings)
@@ -136,21 +143,22 @@ def _replicate(settings: ReplicationSettings) -> int:
     failed = False
     with stop_flag(tell) as stop:
         for study in studies:
-            if study not in to_train and study.results():
+            if study not in to_train:
                 card.add(study)
         card.write()
+        card.say_kept()
         for number, study in enumerate(to_train, 1):
             if stop():
                 return EXIT_STOPPED
             tell(f"\n[{number}/{len(to_train)}] {study.name}. All sweeps: {_so_far(progress_of(studies))}")
             code = launch(_borrowing(study.request, settings.folder))
             failed = failed or code == EXIT_FAILED
-            if study.results():
-                card.add(study)
+            card.add(study)
             card.write()
             if code == EXIT_STOPPED:
                 return code
-    tell(f"\n{_so_far(progress_of(studies))}\nCard: {settings.page}, {settings.page.with_suffix('.json')}")
+    files = f"{settings.page}, {settings.page.with_suffix('.json')}"
+    tell(f"\nHere: {_so_far(progress_of(studies))}\nCard of {counted(card.runs, 'run')}: {files}")
     return EXIT_FAILED if failed else 0
 
 
@@ -172,32 +180,70 @@ def _so_far(progress: "AllRuns") -> str:
     return f"{words}, about {duration(left)} of training left" if left is not None else words
 
 
+def _refuse_fewer_seeds(card: Mapping[str, Any], settings: ReplicationSettings) -> None:
+    """A card's verdicts are over seeds; to ask for fewer than it has would take its parts away."""
+    seeds = card["ladders"].get(settings.ladder, {}).get("seeds", [])
+    told = any(sweep["ladders"].get(settings.ladder, {}).get("summary") for sweep in card["sweeps"])
+    if told and not set(seeds) <= set(settings.seed):
+        has, asked = (",".join(map(str, some)) for some in (seeds, settings.seed))
+        problem = f"{settings.page} tells of the ladder {settings.ladder} with the seeds {has}, and would lose some"
+        raise InputError("seed", asked, problem, "Ask for those as well, or name another output=.")
+
+
 class _Card:
-    """The card while it grows: on disk after every sweep."""
+    """The card while it grows: on disk after every sweep.
+
+    What it had of a sweep before this command is kept until as many results are here.
+
+    Attributes:
+        runs: how many different ones are behind what was last written.
+    """
 
     def __init__(self, settings: ReplicationSettings, studies: "Sequence[Study]", old: dict[str, Any]) -> None:
+        from stability.replication.parts import former
+
         self._settings, self._studies, self._old = settings, studies, old
         self._json = settings.page.with_suffix(".json")
-        self._findings: dict[str, dict[str, object]] = {}
+        self.runs = 0
+        self._former = {study.name: former(old, settings.ladder, study, settings.page.parent) for study in studies}
+        self._parts = {name: had.part for name, had in self._former.items() if had.part}
 
     def add(self, study: "Study") -> None:
-        """Analyse what a sweep has."""
+        """Analyse what a sweep has here, unless the card has more of it."""
         from stability.replication.card import finding
 
+        here, kept = len(study.results()), self._former[study.name].part
+        if not here or (kept and here < len(kept.runs)):
+            return
         folder = self._settings.page.with_suffix("") / self._settings.ladder / study.name
         folder.mkdir(parents=True, exist_ok=True)
-        self._findings[study.name] = finding(study, folder, self._settings.page.parent)
+        self._parts[study.name] = finding(study, folder, self._settings.page.parent)
+
+    def say_kept(self) -> None:
+        """Tell which sweeps' parts are not from results that are here, and which were dropped."""
+        for study in self._studies:
+            had, part = self._former[study.name], self._parts.get(study.name)
+            if part and part is had.part:
+                runs, here = counted(len(part.runs), "run"), len(study.results()) or "none"
+                tell(f"{study.name:<24} kept as the card has it: {runs}, {here} here")
+            elif had.why:
+                now = "made anew from the results here" if part else "taken out of the card"
+                tell(f"{study.name:<24} {now}: {had.why}")
 
     def write(self) -> None:
         """Write data and page."""
         from stability.replication.card import replaced, write_card
         from stability.replication.page import page
+        from stability.replication.parts import total
         from stability.tracking.files import write_whole
 
-        settings = self._settings
+        settings, old = self._settings, self._old
         seeds = ",".join(map(str, settings.seed))
         command = f"python -m stability.replicate ladder={settings.ladder} seed={seeds}"
-        card = replaced(self._old, settings.ladder, self._studies, self._findings, command, settings.seed)
+        earlier = {name for had in self._former.values() for name in had.runs}
+        cost = total(self._studies, self._parts, earlier, old["ladders"].get(settings.ladder, {}).get("cost", {}))
+        self.runs = cost.runs
+        card = replaced(old, settings.ladder, self._studies, self._parts, cost, command, settings.seed)
         write_card(self._json, card)
         write_whole(settings.page, page(card, self._json.name).encode())
 

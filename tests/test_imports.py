@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "typed",
         "untrusted",
     ),
-    "replication": ("analysis", "errors", "formats", "launching", "tracking", "untrusted"),
+    "replication": ("analysis", "errors", "formats", "launching", "tracking", "typed", "untrusted"),
 }
 """What each part of the house may import of the others, beside itself. Entry points may import everything."""
 

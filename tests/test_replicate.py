@@ -2,9 +2,10 @@
 
 import json
 import re
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from quick import compile_quickly
 import stability.replicate
 from stability.analysis.claims import parse_claims
 from stability.command_line import ConfigFolders, config_folders
+from stability.launching import launch
 from stability.launching.journal import RunJournal
 from stability.replication.experiments import experiments
 from stability.replication.figures import figure_of
 from stability.replication.page import page
+from stability.tracking.files import read_json, write_json
 from stability.tracking.record import run_folders
 from stability.training import lanes
 from tests.conftest import Command, Outcome
@@ -69,17 +72,27 @@ SECOND = {
 }
 NOT_OF_THE_PAPER = {"question": "Is this ours?", "grids": {"main": {"seed": [0]}}}
 
+THIRD = {
+    "question": "And higher ones?",
+    "source": "arXiv 2309.14322, Appendix E, Figure E.9",
+    "grids": {"main": {"optimizer.learning_rate": [0.3, 3.0]}},
+    "claims": {"all_train": {"kind": "trains_at_every_learning_rate"}},
+}
+NOT_IN_OLDER_CARDS = ("made_with", "tests")
+
 _number = {"type": "number"}
 _text = {"type": "string"}
 _counts = {"type": "integer", "minimum": 0}
 
 
-def _object(optional: bool = False, **fields: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": fields, "required": list(fields), "additionalProperties": False}
+def _object(optional: Sequence[str] = (), **fields: Any) -> dict[str, Any]:
+    required = [name for name in fields if name not in optional]
+    return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
 
 
 _path = {"type": ["string", "null"]}
 _cost = _object(runs=_counts, flops=_number, seconds=_number)
+_made_with = {"type": "object", "additionalProperties": {"type": "array", "items": _text}}
 SCHEMA = _object(
     schema_version={"const": 1},
     kind={"const": "replication"},
@@ -94,7 +107,7 @@ SCHEMA = _object(
             complete={"type": "boolean"},
             missing={"type": "array", "items": _text},
             cost=_cost,
-            made_with={"type": "object", "additionalProperties": {"type": "array", "items": _text}},
+            made_with=_made_with,
         ),
     },
     sweeps={
@@ -107,6 +120,7 @@ SCHEMA = _object(
             ladders={
                 "type": "object",
                 "additionalProperties": _object(
+                    NOT_IN_OLDER_CARDS,
                     status={"enum": ["complete", "partial", "missing"]},
                     runs_planned=_counts,
                     cost=_cost,
@@ -114,6 +128,8 @@ SCHEMA = _object(
                     command=_text,
                     summary=_path,
                     figure=_path,
+                    made_with=_made_with,
+                    tests=_text,
                 ),
             },
             claims={
@@ -251,6 +267,192 @@ def test_it_goes_on_where_it_was_stopped_and_trains_nothing_twice(
     assert statuses(both) == {"second": "partial", "first": "partial"}, "a third seed is missing, and is not trained"
     assert statuses(both, "other") == {"second": "complete", "first": "complete"}
     assert "| claim | the paper | measured | other | tiny |" in Path("docs/replication.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the results of three sweeps and their card are kept from one test to the next."""
+    return tmp_path_factory.mktemp("shelf")
+
+
+@pytest.fixture
+def three(replicate: Command, shelf: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`replicate` with a third sweep; the results of all of them, seed 0, in the folder `all`, and their card."""
+    write(Path("sweeps/sweep/third.yaml"), {"sweep": THIRD})
+    if not any(shelf.iterdir()):
+        programs = lanes.Programs()
+        monkeypatch.setattr(launch, "KeptPrograms", lambda: programs)  # all three sweeps are of one structure
+        monkeypatch.setattr(launch, "_analyse", lambda *_: None)  # a report that is not looked at
+        assert replicate("seed=0", "results=all").code == 0
+        for folder in ("all", "docs"):
+            shutil.copytree(folder, shelf / folder)
+    shutil.copytree(shelf, ".", dirs_exist_ok=True)
+    return replicate
+
+
+def take(folder: str, *sweeps: str) -> Path:
+    """A machine that has the results of these sweeps."""
+    for sweep in sweeps:
+        shutil.copytree(Path("all", sweep), Path(folder, sweep))
+    return Path(folder)
+
+
+def recorded(*folders: Path) -> dict[str, float]:
+    """Run -> seconds, of the folders in turn; of a run that several have, the first one's."""
+    runs = [run for folder in folders for run in sorted(folder.glob("*/runs/*"))]
+    return {run.name: json.loads((run / "summary.json").read_text())["seconds"] for run in reversed(runs)}
+
+
+def test_a_card_from_two_machines_is_that_of_one_that_has_all_results(three: Command) -> None:
+    one, cost = contents(Path("docs")), read_card()["ladders"]["tiny"]["cost"]
+    assert cost["runs"] == len(recorded(Path("all"))) == 6
+    assert cost["seconds"] == pytest.approx(sum(recorded(Path("all")).values()), abs=1e-3)
+
+    shutil.rmtree("docs")
+    for machine, sweeps, kept in (("a", ["first", "second"], []), ("b", ["second", "third"], ["first"])):
+        take(machine, *sweeps)
+        outcome = three("seed=0", "train=false", f"results={machine}")
+        assert outcome.code == 0
+        assert re.findall(r"(\w+) +kept as the card has it: 4 runs, none here", outcome.out) == kept
+        assert f"Here: {4 if kept else 5} of 6 runs done" in outcome.out
+        assert f"Card of {6 if kept else 5} runs: docs/replication.md" in outcome.out
+        assert statuses(read_card())["third"] == ("complete" if kept else "missing")
+    assert contents(Path("docs")) == one
+
+
+def test_a_run_that_two_machines_trained_counts_once_and_as_it_first_came_into_the_card(three: Command) -> None:
+    shutil.rmtree("docs")
+    first, then = take("first", "second", "third"), take("then", "first", "second")
+    for path in then.glob("*/runs/*/summary.json"):
+        summary = read_json(path)
+        write_json(path, {**summary, "seconds": summary["seconds"] + 100}, checksum=True)
+    for machine in (first, then):
+        assert three("seed=0", "train=false", f"results={machine}").code == 0
+    card, seconds = read_card(), recorded(first, then)
+    assert card["ladders"]["tiny"]["cost"]["seconds"] == pytest.approx(sum(seconds.values()), abs=0.01)
+    assert 200 < sum(seconds.values()) < 300, "two of first's four runs are in no other sweep"
+    parts = {sweep["name"]: sweep["ladders"]["tiny"] for sweep in card["sweeps"]}
+    assert parts["second"]["cost"]["seconds"] > 300, "what its verdicts rest on trained on the second machine"
+
+
+def second(**changes: Any) -> Callable[[], None]:
+    """A change of the second sweep's file."""
+    return lambda: write(Path("sweeps/sweep/second.yaml"), {"sweep": {**SECOND, **changes}})
+
+
+def older_card() -> None:
+    """Take the fields away that came later."""
+    card = json.loads(CARD.read_text())
+    for sweep in card["sweeps"]:
+        for name in NOT_IN_OLDER_CARDS:
+            del sweep["ladders"]["tiny"][name]
+    CARD.write_text(json.dumps(card))
+
+
+def two_of_three_runs_here() -> None:
+    shutil.rmtree(min(take("here", "second").glob("second/runs/*")))
+
+
+def rates(*learning_rates: float) -> dict[str, Any]:
+    return {"main": {"optimizer.learning_rate": learning_rates}}
+
+
+CARD = Path("docs/replication.json")
+SUMMARY = Path("docs/replication/tiny/second/summary.json")
+KEPT, OUT = "kept as the card has it: 3 runs, ", "taken out of the card: "
+NO_SUMMARY = f"{OUT}its replication/tiny/second/summary.json is not there, or damaged"
+OTHER_TESTS = f"{OUT}the sweep's claims or quantities have changed"
+KIND = "trains_at_every_learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("change", "seeds", "told", "status"),
+    [
+        pytest.param(lambda: None, "0", f"{KEPT}none here", "complete", id="no records"),
+        pytest.param(two_of_three_runs_here, "0", f"{KEPT}2 here", "complete", id="fewer records"),
+        pytest.param(
+            second(claims={"all_train": {"kind": KIND, "paper": "They do."}}),
+            "0",
+            f"{KEPT}none here",
+            "complete",
+            id="the same sweep in other words",
+        ),
+        pytest.param(lambda: None, "0,1", f"{KEPT}none here", "partial", id="a seed more"),
+        pytest.param(
+            second(grids=rates(0.003, 0.3, 2.0)),
+            "0",
+            f"{OUT}it does not rest on the runs that the sweep plans now",
+            "missing",
+            id="another rate",
+        ),
+        pytest.param(
+            second(claims={"all_train": {"kind": KIND, "tolerance": 0.2}}), "0", OTHER_TESTS, "missing", id="threshold"
+        ),
+        pytest.param(
+            lambda: (older_card(), second(claims={"other": {"kind": KIND}})()),
+            "0",
+            OTHER_TESTS,
+            "missing",
+            id="another claim than that of an older card",
+        ),
+        pytest.param(lambda: shutil.rmtree(SUMMARY.parent), "0", NO_SUMMARY, "missing", id="deleted"),
+        pytest.param(lambda: SUMMARY.write_text('{"schema_version": 1}'), "0", NO_SUMMARY, "missing", id="damaged"),
+    ],
+)
+def test_a_part_is_kept_while_it_is_true_of_the_sweep(
+    three: Command, change: Callable[[], object], seeds: str, told: str, status: str
+) -> None:
+    before, files = read_card(), contents(Path("docs"))
+    change()
+    outcome = three(f"seed={seeds}", "train=false", "results=here")
+    assert outcome.code == 0, outcome.err
+    assert re.findall(r"^second +(.*)$", outcome.out, re.MULTILINE) == [told]
+    after = read_card()
+    (part, claims), (old, old_claims) = (
+        next((sweep["ladders"]["tiny"], sweep["claims"]) for sweep in card["sweeps"] if sweep["name"] == "second")
+        for card in (after, before)
+    )
+    cost, whole = after["ladders"]["tiny"]["cost"], before["ladders"]["tiny"]["cost"]
+    assert part["status"] == status
+    if status == "complete":
+        assert contents(Path("docs")) == files
+    elif status == "partial":
+        assert claims == old_claims
+        assert {**part, "status": "complete", "runs_planned": 3, "command": old["command"]} == old
+        assert cost == whole
+    else:
+        assert (part["cost"]["runs"], part["summary"], claims[0]["ladders"]) == (0, None, {})
+        assert (cost["runs"], whole["runs"]) == (5, 6), "the others have all of its runs but one"
+        for name in ("flops", "seconds"):
+            assert cost[name] == pytest.approx(whole[name] * 5 / 6, rel=1e-3)
+
+
+def test_a_part_of_an_older_card_was_made_with_what_its_ladder_was(three: Command) -> None:
+    expected = read_card()
+    for sweep in expected["sweeps"]:
+        sweep["ladders"]["tiny"]["made_with"] = expected["ladders"]["tiny"]["made_with"]
+    older_card()
+    for _ in range(2):
+        assert three("seed=0", "train=false", "results=here").code == 0
+        assert read_card() == expected
+
+
+def test_forecasts_that_a_sweep_file_declares_later_are_made_too(three: Command) -> None:
+    forecasts = {"beyond": {"quantity": "attention_logit_max", "threshold": 1e4, "factors": [2]}}
+    write(Path("sweeps/sweep/third.yaml"), {"sweep": {**THIRD, "forecasts": forecasts}})
+    take("here", "third")
+    assert three("seed=0", "train=false", "results=here").code == 0
+    (found,) = read_json(Path("docs/replication/tiny/third/summary.json"))["quantity_forecasts"]
+    assert found["name"] == "beyond"
+
+
+def test_a_card_does_not_lose_seeds(three: Command) -> None:
+    before = contents(Path())
+    outcome = three("seed=1", "train=false", "results=here")
+    assert outcome.code == 2
+    assert "seed=1: docs/replication.md tells of the ladder tiny with the seeds 0, and would lose some" in outcome.err
+    assert contents(Path()) == before
+    assert three("seed=1", "train=false", "results=here", "output=another.md").code == 0
 
 
 @pytest.mark.parametrize(

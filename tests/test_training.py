@@ -584,14 +584,14 @@ def other(cls: type, name: str, value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("dotted", "kind"), every_field(RunConfig))
-def test_leaves_share_a_program_structure_does_not_and_provenance_is_no_part_of_a_run(dotted: str, kind: str) -> None:
+def test_each_kind_of_field_shapes_program_and_identity_as_it_says(dotted: str, kind: str) -> None:
     config = dataclasses.replace(all_given(), data=dataclasses.replace(tiny().data, corpus="a hash"))
     varied = changed(config, dotted)
     assert varied != config
     same_structure = jax.tree.structure(varied) == jax.tree.structure(config)
     assert same_structure == (kind in ("leaf", "provenance"))
     assert (jax.tree.leaves(varied) == jax.tree.leaves(config)) == (kind != "leaf")
-    assert (fingerprint(varied) == fingerprint(config)) == (kind == "provenance")
+    assert (fingerprint(varied) == fingerprint(config)) == (kind in ("provenance", "execution"))
 
 
 @pytest.mark.parametrize("dotted", [name for name, kind in every_field(RunConfig) if kind == "leaf"])

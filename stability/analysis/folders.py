@@ -381,13 +381,20 @@ def _about(manifests: Sequence[Manifest], made_with: Mapping[str, tuple[str, ...
         source=each_once(manifest.source for manifest in manifests),
         ladder=each_once(manifest.ladder for manifest in manifests),
         commands=tuple(dict.fromkeys(str(one.get("command")) for each in manifests for one in each.commands)),
-        made_with={key: values for key, values in made_with.items() if key not in _MESH or len(values) > 1},
+        made_with={key: values for key, values in made_with.items() if key not in _COMPUTED_HOW or len(values) > 1},
     )
 
 
-_MESH = ("execution.mesh.data", "execution.mesh.fsdp")
-"""Devices inside a lane: one each in almost every sweep, and then nothing to tell."""
-_SAME_OVER_RUNS = ("device", "backend", "lanes", *_MESH, "versions.jax", "versions.stability")
+_COMPUTED_HOW = (
+    "execution.mesh.data",
+    "execution.mesh.fsdp",
+    "settings.compute.attention",
+    "settings.compute.head_chunk",
+    "settings.compute.micro_batch",
+    "settings.compute.rematerialise",
+)
+"""Devices inside a lane, and how they compute: the same in almost every sweep, and then nothing to tell."""
+_SAME_OVER_RUNS = ("device", "backend", "lanes", *_COMPUTED_HOW, "versions.jax", "versions.stability")
 """What changes rounding at least: near the stability edge, that can change a result."""
 _TOLD_OF_A_START = (*_SAME_OVER_RUNS, "versions.python", "versions.flax", "versions.optax", "versions.numpy")
 

@@ -181,9 +181,11 @@ def check_mesh(configs: Sequence[RunConfig], layout: Layout) -> None:
         InputError: names the key and a value that goes.
     """
     for config in configs:
-        batch, width, inside = config.training.batch_size, config.model.width, layout.data * layout.fsdp
+        batch, width, inside = config.micro_batch, config.model.width, layout.data * layout.fsdp
         if batch % inside:
-            problem = f"does not divide training.batch_size={batch} among the devices of a lane"
+            whole = batch == config.training.batch_size
+            key = "training.batch_size" if whole else "compute.micro_batch"
+            problem = f"does not divide {key}={batch} among the devices of a lane"
             raise InputError("mesh", f"data={layout.data}, fsdp={layout.fsdp}", problem, "Give divisors of it.")
         if width % layout.fsdp:
             problem = f"does not divide model.width={width}, along which parameters are cut"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from stability.arms import REPLICATE_KEYS
-from stability.config import RunConfig
+from stability.config import BESIDE_IDENTITY, RunConfig
 from stability.errors import InputError
 from stability.launching.searched import SEARCHED_KEY, searched_points
 from stability.launching.settings import Execution, Ladder, Selection, Sweep
@@ -28,7 +28,8 @@ OTHER_KEYS = tuple(
     dict.fromkeys([*EXECUTION_KEYS, *SELECTION_KEYS, *(k for c in (Execution, Selection) for k, _ in dotted_fields(c))])
 )
 """All keys beside a run's own, groups among them."""
-PROVENANCE_KEYS = frozenset(key for key, f in dotted_fields(RunConfig) if f.metadata.get("kind") == "provenance")
+SAME_FOR_ALL = frozenset(key for key, f in dotted_fields(RunConfig) if f.metadata.get("kind") in BESIDE_IDENTITY)
+"""Keys of a run that are no part of its identity, so that two runs cannot differ by them."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def build_request(
     execution = from_mapping(Execution, _part(base, EXECUTION_KEYS))
     selection = from_mapping(Selection, _part(base, SELECTION_KEYS))
     _refuse_code(execution.tracking.name, command)
+    _refuse_programs(execution.host.compilation_cache, command)
     configs: dict[RunConfig, None] = {}
     listed: set[RunConfig] = set()
     composed: dict[str, Mapping[str, Any]] = {"{}": base}
@@ -212,10 +214,19 @@ def _refuse_code(tracker: str, command: CommandLine) -> None:
         raise InputError("tracking.name", tracker, problem, f"If you trust it, add tracking.name={tracker}.")
 
 
+def _refuse_programs(cache: str | None, command: CommandLine) -> None:
+    """A folder of compiled programs is code too."""
+    if cache is not None and "host.compilation_cache" not in command.fixed:
+        problem = "is a folder of programs to execute, and a config file names it, not the command"
+        raise InputError(
+            "host.compilation_cache", cache, problem, f"If you trust it, add host.compilation_cache={cache}."
+        )
+
+
 def _refuse_sweeping(axes: Axes) -> None:
     for key, values in axes.items():
         of_the_sweep = key.split(".")[0] in (*EXECUTION_KEYS, "sweep", "ladder", "data") and key != "data.seed"
-        if of_the_sweep or key in PROVENANCE_KEYS:
+        if of_the_sweep or key in SAME_FOR_ALL:
             text = ",".join(map(str, values))
             fix = f"Write {key}=[{text}]." if key in LIST_KEYS else "Give one value."
             raise InputError(key, text, "cannot differ between the runs of one sweep", fix)

@@ -20,12 +20,15 @@ from stability.launching.describe import describe
 from stability.launching.devices import check_mesh, choose_layout, show_every_core
 from stability.launching.folder import SweepFolder, check_folder, open_folder
 from stability.launching.grid import Request
-from stability.launching.memory import find_budget
+from stability.launching.host import check_host, prepare_host
+from stability.launching.memory import Budget, find_budget, with_fitted_micro_batch
 from stability.launching.plan import PlannedRun, pack_runs, plan_runs
 from stability.launching.reuse import check_lender, lendable
 from stability.launching.search import Search
+from stability.launching.settings import MeshSettings
 from stability.launching.tracked import tracked_sweep
 from stability.launching.work import refuse_what_does_not_fit, text_of
+from stability.model.kernels import refuse_kernel
 from stability.tracking.locks import Locks
 from stability.tracking.tracker import Background
 from stability.tracking.trackers import TrackerSettings, find_tracker
@@ -60,11 +63,15 @@ def launch(request: Request) -> int:
 
 
 def _launch(request: Request) -> int:
+    prepare_host(request.execution.host)
     show_every_core()
     tracking = request.execution.tracking
     make_tracker = find_tracker(tracking.name, tracking.mode)  # refuses now rather than in mid-training
     corpus, configs, searched = _resolved(request)
-    runs = plan_runs(configs, request.ladder.scales)
+    if not request.execution.dry_run:
+        check_host(request.execution.host)
+    budget = find_budget(request.execution.memory_limit)
+    runs = plan_runs(_fitted(configs, request.execution.mesh, budget), request.ladder.scales)
     search = Search(runs, searched)
     sweep, path = _name_and_folder(request, runs)
     parts = corpus.parts
@@ -87,7 +94,8 @@ def _launch(request: Request) -> int:
         request.execution.lanes, request.execution.mesh, max((len(pack.runs) for pack in packs), default=1)
     )
     check_mesh([pack.config for pack in packs], layout)
-    budget = find_budget(request.execution.memory_limit)
+    for pack in packs:
+        refuse_kernel(pack.config)
     if request.execution.dry_run:
         tell(describe(runs, unfinished, layout, budget, calibration))
         if search.active:
@@ -109,6 +117,11 @@ def _launch(request: Request) -> int:
     for line in tracker.closing_words():
         tell(line)
     return code
+
+
+def _fitted(configs: Sequence[RunConfig], mesh: MeshSettings, budget: Budget) -> list[RunConfig]:
+    """The configs with as many sequences at a time as the memory allows, where they leave that to us."""
+    return [with_fitted_micro_batch(config, budget.limit, mesh.data, mesh.fsdp) for config in configs]
 
 
 def _analyse(request: Request, folder: SweepFolder, tracker: Background) -> None:

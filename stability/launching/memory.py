@@ -6,14 +6,16 @@ P parameters, R lanes. All sizes are bytes.
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from stability.config import RunConfig
+from stability.model.kernels import MOST_BLOCKS, chosen_kernel
 from stability.training.lanes import STEPS_PER_DISPATCH, Program
+from stability.training.loss import chunk_size
 
 FLOAT32 = 4
 USABLE = {"cpu": 0.8, "accelerator": 0.95}
@@ -47,17 +49,22 @@ ATTENTION_STREAMS, ATTENTION_WEIGHTS, QK_STREAMS = 3.0, 4.5, 9.0
 MLP_STREAMS, MLP_HIDDENS = 1.5, 3.5
 STATES = 5.2
 """How many arrays of each kind a step holds at its fullest: fitted to what XLA reports for 28 structures on a CPU."""
+ACCUMULATED = 1.0
+"""Sums of gradients beside those of a micro-batch, in parameters."""
 
 
 def activation_bytes(config: RunConfig) -> int:
     """The most that one lane's step holds beside its state and batches: `max(a, u)`.
 
-    At the end of the forward pass it is what backpropagation reads,
+    At the end of a micro-batch's forward pass (B, and S, are the micro-batch's) it is what backpropagation reads,
 
-        a = c (STREAMS S D + LOGITS S V + N (ATTENTION_STREAMS S D + QK_STREAMS S D + ATTENTION_WEIGHTS B H T^2
-                                             + MLP_STREAMS S D + MLP_HIDDENS S F)),
+        a = c (STREAMS S D + N (ATTENTION_STREAMS S D + QK_STREAMS S D + MLP_STREAMS S D + MLP_HIDDENS S F)
+               + LOGITS C V + n ATTENTION_WEIGHTS B H T^2),
 
-    QK_STREAMS once for qk-layernorm and once for kappa, a sublayer's terms only where the config has it. At the end of
+    QK_STREAMS once for qk-layernorm and once for kappa, a sublayer's terms only where the config has it. Where blocks
+    are rematerialised N counts one stream a block, and one block whole; without their intermediate arrays blocks count
+    half. C are the positions whose logits are there at a time. Attention weights are those of all blocks (n = N) with
+    the plain kernel, of one in `MOST_BLOCKS` parts with `blockwise`, and none where attention is fused. At the end of
     the update it is gradients, updates, and new parameters and moments beside the old: u = 4 STATES P. Each phase uses
     the other's memory again. Logits and attention weights are float32 in every precision (c = 4); XLA on a CPU holds
     everything as float32, elsewhere bfloat16 streams count 2 bytes.
@@ -66,18 +73,30 @@ def activation_bytes(config: RunConfig) -> int:
         config: resolved.
     """
     model, training = config.model, config.training
-    positions = training.tokens_per_step
-    stream, weights, block = positions * model.width, 0.0, 0.0
+    positions = config.micro_batch * training.sequence_length
+    stream, block = positions * model.width, 0.0
     if model.attention != "none":
-        extras = (model.qk_layernorm != "none") + (model.kappa is not None)
-        block += ATTENTION_STREAMS + QK_STREAMS * extras
-        weights = ATTENTION_WEIGHTS * training.batch_size * model.heads * training.sequence_length**2
+        block += ATTENTION_STREAMS + QK_STREAMS * ((model.qk_layernorm != "none") + (model.kappa is not None))
     if model.mlp != "none":
         block += MLP_STREAMS + MLP_HIDDENS * model.mlp_ratio
     number = 2 if training.precision == "bfloat16" and jax.default_backend() != "cpu" else FLOAT32
-    kept = number * stream * (STREAMS + model.depth * block)
-    kept += FLOAT32 * (model.depth * weights + LOGITS * positions * (config.data.vocabulary_size or 0))
-    return round(max(kept, FLOAT32 * STATES * parameter_count(config)))
+    blocks = {"none": model.depth * block, "all_but_products": (model.depth / 2 + 1) * block}
+    kept = number * stream * (STREAMS + blocks.get(config.compute.rematerialise, model.depth + block))
+    kept += FLOAT32 * LOGITS * chunk_size(config, positions) * (config.data.vocabulary_size or 0)
+    kept += (
+        FLOAT32 * ATTENTION_WEIGHTS * _blocks_of_weights(config) * positions * training.sequence_length * model.heads
+    )
+    accumulated = ACCUMULATED * (config.micro_batch < training.batch_size)
+    parameters = FLOAT32 * parameter_count(config)
+    return round(max(kept + accumulated * parameters, STATES * parameters))
+
+
+def _blocks_of_weights(config: RunConfig) -> float:
+    """Of how many blocks a step holds all attention weights."""
+    if config.model.attention == "none":
+        return 0.0
+    whole = 1 if config.compute.rematerialise == "blocks" else config.model.depth
+    return {"plain": whole, "blockwise": 1 / MOST_BLOCKS}.get(chosen_kernel(config), 0.0)
 
 
 def program_bytes(config: RunConfig, lanes: int, places: int = 1, data: int = 1, fsdp: int = 1) -> int:
@@ -100,6 +119,23 @@ def program_bytes(config: RunConfig, lanes: int, places: int = 1, data: int = 1,
     state, activations = state_bytes(config) / fsdp, activation_bytes(config) / (data * fsdp)
     lane = round(state + batches / (data * fsdp) + max(activations, 2 * state))
     return here * lane + training.validation_sequences * row
+
+
+def with_fitted_micro_batch(config: RunConfig, limit: float, data: int = 1, fsdp: int = 1) -> RunConfig:
+    """The config with a number in the place of `compute.micro_batch=auto`: as many sequences as one lane may hold.
+
+    Args:
+        config: resolved.
+        limit: bytes on each device.
+        data: devices that divide a lane's batch among them; as many sequences at least.
+        fsdp: devices that divide a lane's state and batch among them; likewise.
+    """
+    if config.compute.micro_batch != "auto":
+        return config
+    batch = config.training.batch_size
+    sizes = [size for size in range(batch, 0, -1) if batch % size == 0 and size % (data * fsdp) == 0] or [batch]
+    choices = [replace(config, compute=replace(config.compute, micro_batch=size)) for size in sizes]
+    return next((one for one in choices if program_bytes(one, 1, 1, data, fsdp) <= limit), choices[-1])
 
 
 def compiled_bytes(program: Program) -> int | None:

@@ -101,12 +101,33 @@ class MeshSettings:
 
 @settings
 @dataclass(frozen=True, kw_only=True)
+class Host:
+    """What a host file says of its machine, beside how to compute there (`stability.launching.host`).
+
+    Attributes:
+        name: the file's.
+        platform: what JAX must run on; None is whatever it finds.
+        devices: how many there must be, over all processes; None is any number.
+        xla_flags: for XLA, where the environment's XLA_FLAGS do not say otherwise.
+        compilation_cache: the folder of compiled programs; None is the user's cache folder.
+    """
+
+    name: Text = "auto"
+    platform: Literal["cpu", "gpu", "tpu"] | None = None
+    devices: Count | None = None
+    xla_flags: tuple[Text, ...] = ()
+    compilation_cache: Text | None = None
+
+
+@settings
+@dataclass(frozen=True, kw_only=True)
 class Execution:
     """How and where to run, and what to show; none of it changes what a run is.
 
     Attributes:
         lanes: how runs of one structure share their program (`stability.training.lanes`).
         mesh: devices that share the work of one lane.
+        host: the kind of machine.
         output_dir: where the results go; None is results/SWEEP.
         reuse_from: where finished runs may be copied from.
         dry_run: print the plan and stop.
@@ -120,6 +141,7 @@ class Execution:
 
     lanes: LanesChoice = "auto"
     mesh: MeshSettings = field(default_factory=MeshSettings)
+    host: Host = field(default_factory=Host)
     output_dir: Text | None = None
     reuse_from: Text | None = None
     dry_run: bool = False

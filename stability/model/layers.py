@@ -1,50 +1,66 @@
 """Attention, MLP and norms, and the tables from which a config picks its attention and MLP by name.
 
-Shapes: B batch, T time, S = B x T positions, D width, H heads, K head dim, F MLP hidden.
+Shapes: B batch, T time, S = B x T positions, D width, H heads, K head dim, Q queries and P keys of a part.
 Activations travel as [S, D]: on CPU one flat matrix product is 1.3 times faster than a batched one.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from stability.config import ModelConfig, Role, Scalar
-from stability.model.observation import Observations, rms, when
+from stability.config import ModelConfig, Role, RunConfig, Scalar, largest_divisor
+from stability.model import kernels
+from stability.model.kernels import chosen_kernel
+from stability.model.observation import Observations, combined, dealt, rms, when
 from stability.model.parameterization import attention_scale, gain, matrix, rule
 
 TRANSPOSED_FROM = 128
 """Fan-in from which on `product` transposes its input for the gradient on a CPU; below it costs what it saves."""
 
 
-@jax.custom_vjp
-def product(x_SxI: Float[Array, "S I"], kernel_IxO: Float[Array, "I O"]) -> Float[Array, "S O"]:
-    """x W. On a CPU the gradient of W, x^T dy, is a product of an x^T that lies in memory as such.
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(
+    x_SxI: Float[Array, "S I"], kernel_IxO: Float[Array, "I O"], result: DTypeLike | None = None
+) -> Float[Array, "S O"]:
+    """x W in the precision of x; the gradient of W keeps W's own precision.
 
-    XLA would read x and dy across their rows at half the speed (docs/lab_notebook.md). Other devices transpose as they
-    read, at no cost.
+    On a CPU that gradient, x^T dy, is a product of an x^T that lies in memory as such: XLA would read x and dy across
+    their rows at half the speed (docs/lab_notebook.md). Other devices transpose as they read, at no cost.
+
+    Args:
+        x_SxI: activations.
+        kernel_IxO: a weight, in float32.
+        result: the type of the result; None is that of x. Products are summed up in float32 in any case.
     """
-    return x_SxI @ kernel_IxO
+    return _forward(x_SxI, kernel_IxO, result)
 
 
-def _product_forward(x_SxI: Array, kernel_IxO: Array) -> tuple[Array, tuple[Array, Array]]:
-    return x_SxI @ kernel_IxO, (x_SxI, kernel_IxO)
+def _forward(x_SxI: Array, kernel_IxO: Array, result: DTypeLike | None) -> Array:
+    return jnp.matmul(x_SxI, kernel_IxO.astype(x_SxI.dtype), preferred_element_type=result or x_SxI.dtype)
 
 
-def _product_backward(saved: tuple[Array, Array], dy_SxO: Array) -> tuple[Array, Array]:
+def _product_forward(x_SxI: Array, kernel_IxO: Array, result: DTypeLike | None) -> tuple[Array, tuple[Array, Array]]:
+    return _forward(x_SxI, kernel_IxO, result), (x_SxI, kernel_IxO)
+
+
+def _product_backward(result: DTypeLike | None, saved: tuple[Array, Array], dy_SxO: Array) -> tuple[Array, Array]:
     x_SxI, kernel_IxO = saved
+    dy_SxO = dy_SxO.astype(x_SxI.dtype)
 
     def as_read(x_SxI: Array, dy_SxO: Array) -> Array:
-        return x_SxI.T @ dy_SxO
+        return jnp.matmul(x_SxI.T, dy_SxO, preferred_element_type=kernel_IxO.dtype)
 
     def transposed(x_SxI: Array, dy_SxO: Array) -> Array:
         x_IxS: Array = jax.lax.optimization_barrier(x_SxI.T)  # type: ignore[no-untyped-call]
-        return x_IxS @ dy_SxO
+        return jnp.matmul(x_IxS, dy_SxO, preferred_element_type=kernel_IxO.dtype)
 
-    dx_SxI = dy_SxO @ kernel_IxO.T
+    dx_SxI = jnp.matmul(dy_SxO, kernel_IxO.astype(x_SxI.dtype).T)
     if kernel_IxO.shape[0] < TRANSPOSED_FROM:
         return dx_SxI, as_read(x_SxI, dy_SxO)
     return dx_SxI, jax.lax.platform_dependent(x_SxI, dy_SxO, cpu=transposed, default=as_read)
@@ -60,9 +76,9 @@ class Dense(nnx.Module):
         self.kernel = matrix(config, role, rngs.params(), (fan_in, fan_out), fan_in)
         self.multiplier = rule(config, role, fan_in).forward
 
-    def __call__(self, x_SxI: Float[Array, "S I"]) -> Float[Array, "S O"]:
-        """x W x multiplier, in the precision of x."""
-        y_SxO = product(x_SxI, self.kernel[...].astype(x_SxI.dtype))
+    def __call__(self, x_SxI: Float[Array, "S I"], result: DTypeLike | None = None) -> Float[Array, "S O"]:
+        """x W x multiplier, in the precision of x or the one given."""
+        y_SxO = product(x_SxI, self.kernel[...], result)
         return y_SxO if self.multiplier == 1.0 else y_SxO * self.multiplier
 
 
@@ -127,43 +143,45 @@ class Attention(nnx.Module):
         self.key_norm = None if size is None else LayerNorm(size)
 
     @abstractmethod
-    def weigh(self, logits_BxHxTxT: Float[Array, "B H T T"], config: ModelConfig) -> Float[Array, "B H T T"]:
-        """Weights from causal logits (minus infinity in the future), in float32; zero in the future."""
+    def weigh(self, logits_BxHxQxP: Float[Array, "B H Q P"], config: ModelConfig, time: int) -> Float[Array, "B H Q P"]:
+        """Weights from causal logits (minus infinity in the future), in float32; zero in the future.
 
-    def observe_weights(self, weight_BxHxTxT: Float[Array, "B H T T"]) -> Observations:
+        Args:
+            logits_BxHxQxP: of some queries, and all keys that they may see.
+            config: the model's.
+            time: the length of the whole sequence.
+        """
+
+    def observe_weights(self, weight_BxHxQxP: Float[Array, "B H Q P"]) -> Observations:
         """What the weights show beside the logits, one value a head; nothing unless a variant says so."""
         return {}
 
     def __call__(
-        self, x_SxD: Float[Array, "S D"], config: ModelConfig, time: int, observe: Bool[Array, ""]
+        self, x_SxD: Float[Array, "S D"], config: RunConfig, time: int, observe: Bool[Array, ""]
     ) -> tuple[Float[Array, "S D"], Observations]:
         """Mix values over the past of each position; returns the mixture and what was observed (zeros if not asked)."""
-        heads = (-1, time, config.heads, config.head_dim)
+        model = config.model
+        heads = (-1, time, model.heads, model.head_dim)
         flat_query, flat_key, value = self.query(x_SxD), self.key(x_SxD), self.value(x_SxD)
-        query = split(flat_query, self.query_norm, config, time)
-        key = split(flat_key, self.key_norm, config, time)
-        query, key = rotate(query, config.rotary_base), rotate(key, config.rotary_base)
+        query = split(flat_query, self.query_norm, model, time)
+        key = split(flat_key, self.key_norm, model, time)
+        query, key = rotate(query, model.rotary_base), rotate(key, model.rotary_base)
 
-        # The product accumulates in float32 and stays there through the weights, whatever the compute precision.
-        dot_BxHxTxT = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
-        scale = attention_scale(config)
-        weight_BxHxTxT = self.weigh(causal_logits(dot_BxHxTxT, scale), config)
-        mixed = jnp.einsum("bhts,bshk->bthk", weight_BxHxTxT.astype(value.dtype), value.reshape(heads))
+        weigh, scale = partial(self.weigh, config=model, time=time), attention_scale(model)
+        mixed = kernels.mix(chosen_kernel(config), query, key, value.reshape(heads), scale, weigh)
 
-        raw_query, raw_key = flat_query.reshape(heads), flat_key.reshape(heads)
-        measure = partial(self.observe, scale)
-        observations = when(observe, measure, raw_query, raw_key, query, key, dot_BxHxTxT, weight_BxHxTxT)
+        measure = partial(self.observe, model, scale)
+        observations = when(observe, measure, flat_query.reshape(heads), flat_key.reshape(heads), query, key)
         return self.out(mixed.reshape(x_SxD.shape)), observations
 
     def observe(
         self,
+        config: ModelConfig,
         scale: Scalar,
         raw_query: Float[Array, "B T H K"],
         raw_key: Float[Array, "B T H K"],
         query: Float[Array, "B T H K"],
         key: Float[Array, "B T H K"],
-        dot_BxHxTxT: Float[Array, "B H T T"],
-        weight_BxHxTxT: Float[Array, "B H T T"],
     ) -> Observations:
         """How one block's attention stands, one value a head, over batch, queries and the keys that each may see.
 
@@ -172,23 +190,71 @@ class Attention(nnx.Module):
         product (the rotation keeps it);
         query_key_cosine: mean over the causal pairs of the cosine of query and key as they enter the product;
         and what `observe_weights` adds.
+
+        Logits are computed anew from queries and keys, a part of them at a time (`by_parts`), so that they are exact
+        whatever kernel mixes values, and no kernel has to give them away.
         """
-        batch, _, time, _ = dot_BxHxTxT.shape
-        past = jnp.tril(jnp.ones((time, time), bool))[None, None]
-        logits = causal_logits(dot_BxHxTxT, scale)
-        query_norm = jnp.linalg.norm(query.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., :, None]
-        key_norm = jnp.linalg.norm(key.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., None, :]
-        cosine = dot_BxHxTxT / jnp.maximum(query_norm * key_norm, 1e-30)
-        pairs = batch * time * (time + 1) / 2
         return {
-            "attention_logit/max": jnp.max(logits, (0, 2, 3)),
-            "attention_logit/abs_max": jnp.max(jnp.where(past, jnp.abs(logits), 0.0), (0, 2, 3)),
             "query_rms/before_norm": rms(raw_query, (0, 1, 3)),
             "query_rms/after_norm": rms(query, (0, 1, 3)),
             "key_rms/before_norm": rms(raw_key, (0, 1, 3)),
             "key_rms/after_norm": rms(key, (0, 1, 3)),
+        } | by_parts(partial(self.observe_logits, config, scale), query, key)
+
+    def observe_logits(
+        self,
+        config: ModelConfig,
+        scale: Scalar,
+        query: Float[Array, "B Q H K"],
+        key: Float[Array, "B T H K"],
+        first: Scalar,
+    ) -> Observations:
+        """`observe`'s part that reads logits, of queries at places `first`, `first` + 1, ... of their sequences."""
+        queries, time = query.shape[1], key.shape[1]
+        dot_BxHxQxT = kernels.product(query, key)
+        past = kernels.is_past((queries, time), first)
+        logits = kernels.causal_logits(dot_BxHxQxT, scale, first)
+        query_norm = jnp.linalg.norm(query.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., :, None]
+        key_norm = jnp.linalg.norm(key.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., None, :]
+        cosine = dot_BxHxQxT / jnp.maximum(query_norm * key_norm, 1e-30)
+        # A mean over all pairs of the whole: parts have as many queries each, not as many pairs.
+        pairs = query.shape[0] * queries * (time + 1) / 2
+        return {
+            "attention_logit/max": jnp.max(logits, (0, 2, 3)),
+            "attention_logit/abs_max": jnp.max(jnp.where(past, jnp.abs(logits), 0.0), (0, 2, 3)),
             "query_key_cosine": jnp.sum(jnp.where(past, cosine, 0.0), (0, 2, 3)) / pairs,
-        } | self.observe_weights(weight_BxHxTxT)
+        } | self.observe_weights(self.weigh(logits, config, time))
+
+
+OBSERVED_AT_ONCE = 2**24
+"""Logits that observing has in memory at a time (64 MiB of each array); a step's own may never all be there."""
+
+
+def by_parts(
+    measure: Callable[..., Observations], query: Float[Array, "B T H K"], key: Float[Array, "B T H K"]
+) -> Observations:
+    """What `measure(query, key, first)` sees in all, by looking at equal parts in turn.
+
+    Parts are of whole sequences, or else of queries of one sequence, so that each has `OBSERVED_AT_ONCE` logits at most
+    (more only where time has no fitting divisor).
+    """
+    batch, time, heads, _ = query.shape
+    rows = largest_divisor(batch, max(1, OBSERVED_AT_ONCE // (heads * time * time)))
+    queries = time if rows > 1 else largest_divisor(time, max(1, OBSERVED_AT_ONCE // (heads * time)))
+
+    def of_rows(part: tuple[Array, Array]) -> Observations:
+        query, key = part
+        if queries == time:
+            return measure(query, key, 0)
+
+        def of_queries(first: Array) -> Observations:
+            return measure(jax.lax.dynamic_slice_in_dim(query, first, queries, axis=1), key, first)
+
+        return combined(jax.lax.map(of_queries, jnp.arange(0, time, queries)))
+
+    if rows == batch:
+        return of_rows((query, key))
+    return combined(jax.lax.map(of_rows, (dealt(query, rows), dealt(key, rows))))
 
 
 def split(
@@ -202,24 +268,17 @@ def split(
     return x_BxTxHxK if config.kappa is None else rescale(x_BxTxHxK, config.kappa)
 
 
-def causal_logits(dot_BxHxTxT: Float[Array, "B H T T"], scale: Scalar) -> Float[Array, "B H T T"]:
-    """Attention logits: q.k x scale, minus infinity where the key lies in the future."""
-    time = dot_BxHxTxT.shape[-1]
-    past_TxT = jnp.tril(jnp.ones((time, time), bool))
-    return jnp.where(past_TxT[None, None], dot_BxHxTxT * scale, -jnp.inf)
-
-
 class SoftmaxAttention(Attention):
     """Weights exp(logit) / sum exp(logit): a distribution over the past."""
 
-    def weigh(self, logits_BxHxTxT: Float[Array, "B H T T"], config: ModelConfig) -> Float[Array, "B H T T"]:
+    def weigh(self, logits_BxHxQxP: Float[Array, "B H Q P"], config: ModelConfig, time: int) -> Float[Array, "B H Q P"]:
         """Softmax over keys."""
-        return jax.nn.softmax(logits_BxHxTxT, axis=-1)
+        return jax.nn.softmax(logits_BxHxQxP, axis=-1)
 
-    def observe_weights(self, weight_BxHxTxT: Float[Array, "B H T T"]) -> Observations:
+    def observe_weights(self, weight_BxHxQxP: Float[Array, "B H Q P"]) -> Observations:
         """attention_entropy: mean over queries, in nats."""
-        log_weight = jnp.where(weight_BxHxTxT > 0, jnp.log(jnp.where(weight_BxHxTxT > 0, weight_BxHxTxT, 1.0)), 0.0)
-        return {"attention_entropy": -jnp.sum(weight_BxHxTxT * log_weight, -1).mean((0, 2))}
+        log_weight = jnp.where(weight_BxHxQxP > 0, jnp.log(jnp.where(weight_BxHxQxP > 0, weight_BxHxQxP, 1.0)), 0.0)
+        return {"attention_entropy": -jnp.sum(weight_BxHxQxP * log_weight, -1).mean((0, 2))}
 
 
 class SquaredReluAttention(Attention):
@@ -228,10 +287,10 @@ class SquaredReluAttention(Attention):
     They are no distribution: nothing ties them together, so there is no entropy to observe.
     """
 
-    def weigh(self, logits_BxHxTxT: Float[Array, "B H T T"], config: ModelConfig) -> Float[Array, "B H T T"]:
+    def weigh(self, logits_BxHxQxP: Float[Array, "B H Q P"], config: ModelConfig, time: int) -> Float[Array, "B H Q P"]:
         """Square what is positive."""
-        scale: Scalar = logits_BxHxTxT.shape[-1] ** -config.attention_length_exponent
-        return jnp.square(jax.nn.relu(logits_BxHxTxT)) * scale
+        scale: Scalar = time**-config.attention_length_exponent
+        return jnp.square(jax.nn.relu(logits_BxHxQxP)) * scale
 
 
 class MLP(nnx.Module):

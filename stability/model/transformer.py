@@ -5,6 +5,7 @@ arrays, and no NNX type leaves this file.
 Shapes: B batch, T time, S = B x T positions, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ class Block(nnx.Module):
         observations: Observations = {}
         streams: dict[str, Float[Array, "S D"]] = {}
         if self.attention is not None and self.attention_norm is not None:
-            mixed, observations = self.attention(self.attention_norm(x_SxD, eps), config.model, time, observe)
+            mixed, observations = self.attention(self.attention_norm(x_SxD, eps), config, time, observe)
             x_SxD = x_SxD + mixed
             streams["attention_output/rms"] = mixed
         if self.mlp is not None and self.mlp_norm is not None:
@@ -67,21 +68,39 @@ class Transformer(nnx.Module):
         self.final_norm = LayerNorm(model.width)
         self.head = Dense(model, "head", model.width, vocabulary, rngs)
 
-    def __call__(
+    def stream(
         self, tokens_BxT: Int[Array, "B T"], config: RunConfig, observe: Bool[Array, ""]
-    ) -> tuple[Float[Array, "S V"], Observations]:
-        """See `apply`."""
+    ) -> tuple[Float[Array, "S D"], Observations]:
+        """See `final_stream`."""
         time = tokens_BxT.shape[1]
-        embedding = self.embedding[...].astype(config.training.precision)
         # A token outside the vocabulary makes NaN, which is seen; plain indexing would read another token's row.
-        x_SxD = embedding.at[tokens_BxT.reshape(-1)].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+        rows = self.embedding[...].at[tokens_BxT.reshape(-1)]
+        x_SxD = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(config.training.precision)
         observations: Observations = {}
         for name, block in self.blocks.items():
-            x_SxD, seen = block(x_SxD, config, time, observe)
+            x_SxD, seen = _rematerialised(block, config, time)(x_SxD, observe)
             observations |= {f"{quantity}/{name}": value for quantity, value in seen.items()}
         x_SxD = self.final_norm(x_SxD, config.model.layernorm_eps)
         observations["final_stream/rms"] = when(observe, rms, x_SxD)
-        return self.head(x_SxD).astype(jnp.float32), observations
+        return x_SxD, observations
+
+
+def _rematerialised(block: Block, config: RunConfig, time: int) -> Callable[..., tuple[Array, Observations]]:
+    """A block as a function of stream and `observe`, of whose inside backpropagation keeps what the config says."""
+
+    def whole(x_SxD: Array, observe: Array) -> tuple[Array, Observations]:
+        return block(x_SxD, config, time, observe)
+
+    kept = KEPT[config.compute.rematerialise]
+    return whole if kept is None else jax.checkpoint(whole, policy=kept)
+
+
+KEPT: dict[str, Callable[..., Any] | None] = {
+    "none": None,
+    "all_but_products": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "blocks": jax.checkpoint_policies.nothing_saveable,
+}
+"""What of a block is kept for backpropagation, beside the stream that enters it; None is everything."""
 
 
 def _build(config: RunConfig) -> Transformer:
@@ -100,10 +119,17 @@ def initialise(config: RunConfig) -> Parameters:
     return parameters
 
 
-def apply(
+def _merged(config: RunConfig, parameters: Parameters) -> Transformer:
+    graph, state = _abstract(config)
+    nnx.replace_by_pure_dict(state, parameters)
+    merged: Transformer = nnx.merge(graph, state)
+    return merged
+
+
+def final_stream(
     config: RunConfig, parameters: Parameters, tokens_BxT: Int[Array, "B T"], observe: Bool[Array, ""]
-) -> tuple[Float[Array, "S V"], Observations]:
-    """Logits for the token after each position (row b x T + t), float32, and what was observed on the way.
+) -> tuple[Float[Array, "S D"], Observations]:
+    """The stream after the final norm (row b x T + t), and what was observed on the way.
 
     Args:
         config: its leaves may be tracers.
@@ -111,10 +137,35 @@ def apply(
         tokens_BxT: token ids.
         observe: whether to measure; where False all observations are zeros.
     """
-    graph, state = _abstract(config)
-    nnx.replace_by_pure_dict(state, parameters)
-    logits, observations = nnx.merge(graph, state)(tokens_BxT, config, observe)
-    return logits, observations
+    return _merged(config, parameters).stream(tokens_BxT, config, observe)
+
+
+def head_parameters(parameters: Parameters) -> Parameters:
+    """The part of the parameters that makes logits of the final stream."""
+    head: Parameters = parameters["head"]
+    return head
+
+
+def output_logits(config: RunConfig, head: Parameters, x_SxD: Float[Array, "S D"]) -> Float[Array, "S V"]:
+    """Logits for the token after each position, float32: products are summed up and stay so in every precision.
+
+    Args:
+        config: as for `final_stream`.
+        head: `head_parameters`.
+        x_SxD: rows of the final stream.
+    """
+    graph, state = nnx.split(nnx.eval_shape(lambda: _build(config)).head)
+    nnx.replace_by_pure_dict(state, head)
+    logits: Array = nnx.merge(graph, state)(x_SxD, jnp.float32)
+    return logits
+
+
+def apply(
+    config: RunConfig, parameters: Parameters, tokens_BxT: Int[Array, "B T"], observe: Bool[Array, ""]
+) -> tuple[Float[Array, "S V"], Observations]:
+    """`output_logits` of the `final_stream`, all at once, and what was observed on the way."""
+    x_SxD, observations = final_stream(config, parameters, tokens_BxT, observe)
+    return output_logits(config, head_parameters(parameters), x_SxD), observations
 
 
 def parameter_kinds(config: RunConfig) -> Any:

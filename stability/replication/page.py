@@ -32,7 +32,7 @@ def page(card: Mapping[str, Any], json_name: str) -> str:
     introduction = _INTRODUCTION.format(paper=card["paper"], level=round(100 * card["interval_level"]), json=json_name)
     blocks = [introduction, *_ladders(card), *_overview(card)]
     for sweep in card["sweeps"]:
-        blocks += _sweep(sweep, list(card["ladders"]))
+        blocks += _sweep(sweep, card["ladders"])
     return "\n\n".join(blocks) + "\n"
 
 
@@ -61,13 +61,14 @@ def _ladders(card: Mapping[str, Any]) -> Iterator[str]:
             "count once."
         )
         if ladder["made_with"]:
-            facts = (
-                f"{key.removeprefix('versions.')} {', '.join(values)}" for key, values in ladder["made_with"].items()
-            )
-            yield f"Made with: {'; '.join(facts)}."
+            yield f"Made with: {_facts(ladder['made_with'])}."
         if not ladder["complete"]:
             yield f"**Not complete.** Missing or partial: {', '.join(ladder['missing'])}."
         yield f"Made by `{ladder['command']}`."
+
+
+def _facts(made_with: Mapping[str, Any]) -> str:
+    return "; ".join(f"{key.removeprefix('versions.')} {', '.join(values)}" for key, values in made_with.items())
 
 
 _VERDICTS = {"holds": "hold", "fails": "fail", "undecided": "undecided"}
@@ -96,12 +97,12 @@ def _progress(part: Mapping[str, Any] | None) -> str:
     return "" if part["status"] == "complete" else f" ({part['cost']['runs']} of {part['runs_planned']} runs)"
 
 
-def _sweep(sweep: Mapping[str, Any], ladders: list[str]) -> Iterator[str]:
+def _sweep(sweep: Mapping[str, Any], ladders: Mapping[str, Any]) -> Iterator[str]:
     yield f"## {sweep['name']}"
     yield f"{sweep['question']} ({sweep['source']})"
     for name in ladders:
         part = sweep["ladders"].get(name)
-        yield f"{name}: {_told(part)}" if part else f"{name}: not run yet."
+        yield f"{name}: {_told(part, ladders[name]['made_with'])}" if part else f"{name}: not run yet."
         if part:
             yield f"    {part['command']}"
     lines = [_row("claim", "the paper", "measured", *ladders), _row(*["---"] * (3 + len(ladders)))]
@@ -112,7 +113,13 @@ def _sweep(sweep: Mapping[str, Any], ladders: list[str]) -> Iterator[str]:
     yield "\n".join(lines)
 
 
-def _told(part: Mapping[str, Any]) -> str:
+def _told(part: Mapping[str, Any], made_with: Mapping[str, Any]) -> str:
+    """What a sweep's part rests on; with what it was made only where that is not so of the whole ladder.
+
+    Args:
+        part: of a sweep.
+        made_with: of all parts of the ladder.
+    """
     if part["status"] == "missing":
         return f"not run yet; {counted(part['runs_planned'], 'run')} planned."
     cost = part["cost"]
@@ -120,9 +127,10 @@ def _told(part: Mapping[str, Any]) -> str:
     links = [f"[every run and the evidence]({part['summary']})"]
     if part["figure"]:
         links.append(f"[loss by learning rate]({part['figure']})")
+    own = _facts({key: values for key, values in part.get("made_with", {}).items() if values != made_with.get(key)})
     return (
         f"{counted(cost['runs'], 'run')}{of}, {counted(part['seeds'], 'seed')}, {cost['flops']:.2e} FLOPs, "
-        f"{duration(cost['seconds'])} of training; {', '.join(links)}."
+        f"{duration(cost['seconds'])} of training{f' with {own}' if own else ''}; {', '.join(links)}."
     )
 
 

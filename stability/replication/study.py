@@ -1,6 +1,6 @@
 """One experiment on one ladder: what it plans, what its folder holds of that, and what that has cost."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,15 +68,15 @@ class Cost:
     seconds: float
 
 
-def cost_of(studies: Iterable[Study]) -> Cost:
-    """What the runs with results of several experiments cost together; a run that several share counts once."""
-    flops: dict[str, float] = {}
-    seconds: dict[str, float] = {}
-    for study in studies:
-        results = study.results()
-        flops |= {run.fingerprint: run.flops for run in study.runs if run.fingerprint in results}
-        seconds |= {name: float(one.get("seconds") or 0.0) for name, one in results.items()}
-    return Cost(len(flops), sum(flops.values()), round(sum(seconds.values()), 1))
+def cost_of(study: Study, seconds: Mapping[str, float]) -> Cost:
+    """What runs of an experiment cost together.
+
+    Args:
+        study: whose runs.
+        seconds: fingerprint -> recorded seconds, of those to be counted.
+    """
+    flops = [run.flops for run in study.runs if run.fingerprint in seconds]
+    return Cost(len(flops), sum(flops), round(sum(seconds.values()), 1))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,24 @@
-"""Cross-entropy and z-loss.
+"""Cross-entropy and z-loss, and the vocabulary head that they read: all logits at once, or a chunk at a time.
 
-Shapes: S positions, V vocabulary.
+With a vocabulary of tens of thousands the logits of a batch are larger than all else that a step holds. Chunks of
+positions need only their own: a chunk's gradient is made while its logits are there, and nothing is computed twice.
+Shapes: S positions, V vocabulary, D width, n chunks of C positions.
 """
 
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from stability.config import RunConfig
+from stability.config import RunConfig, largest_divisor
+from stability.model.observation import Observations, combined, dealt, when
+from stability.model.transformer import Parameters, output_logits
+from stability.training.observe import observe_output_logits
+
+LOGITS_AT_ONCE = 2**27
+"""Output logits (half a GiB of float32) above which they are made in chunks, where no one says how large."""
 
 
 class Loss(NamedTuple):
@@ -30,3 +39,99 @@ def loss(config: RunConfig, logits_SxV: Float[Array, "S V"], targets_S: Int[Arra
     cross_entropy = jnp.mean(log_z_S - target_S)
     log_z_squared = jnp.mean(jnp.square(log_z_S))
     return Loss(cross_entropy + config.loss.z_loss * log_z_squared, cross_entropy, log_z_squared)
+
+
+def chunk_size(config: RunConfig, positions: int) -> int:
+    """Positions whose logits are there at a time, a divisor of all that a micro-batch has.
+
+    Args:
+        config: resolved; its `compute.head_chunk` is the most. Where that is null, as many as `LOGITS_AT_ONCE` allows.
+        positions: of the micro-batch.
+    """
+    vocabulary = config.data.vocabulary_size
+    assert vocabulary is not None, "resolve(config) fills in the vocabulary before anything is computed"
+    most = config.compute.head_chunk or max(1, LOGITS_AT_ONCE // vocabulary)
+    return largest_divisor(positions, most)
+
+
+def head_loss(
+    config: RunConfig,
+    head: Parameters,
+    x_SxD: Float[Array, "S D"],
+    targets_S: Int[Array, " S"],
+    observe: Bool[Array, ""],
+) -> tuple[Loss, Observations]:
+    """The loss of a final stream, and what is observed of its output logits (zeros if not asked).
+
+    Args:
+        config: its leaves may be tracers.
+        head: `stability.model.transformer.head_parameters`.
+        x_SxD: the final stream.
+        targets_S: the token after each position.
+        observe: whether to measure.
+    """
+    size = chunk_size(config, len(targets_S))
+    if size == len(targets_S):
+        return _of_logits(config, head, x_SxD, targets_S, observe)
+    return _in_chunks(size, config, head, x_SxD, targets_S, observe)
+
+
+def _of_logits(
+    config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array, observe: Array
+) -> tuple[Loss, Observations]:
+    logits_SxV = output_logits(config, head, x_SxD)
+    return loss(config, logits_SxV, targets_S), when(observe, observe_output_logits, logits_SxV)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _in_chunks(
+    size: int, config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array, observe: Array
+) -> tuple[Loss, Observations]:
+    def one(chunk: tuple[Array, Array]) -> tuple[Loss, Observations]:
+        return _of_logits(config, head, *chunk, observe)
+
+    return _joined(jax.lax.map(one, _chunks(size, x_SxD, targets_S)))
+
+
+def _chunks(size: int, x_SxD: Array, targets_S: Array) -> tuple[Float[Array, "n C D"], Int[Array, "n C"]]:
+    return dealt(x_SxD, size), dealt(targets_S, size)
+
+
+def _joined(parts: tuple[Loss, Observations]) -> tuple[Loss, Observations]:
+    losses, observations = parts
+    return jax.tree.map(jnp.mean, losses), combined(observations)
+
+
+def _in_chunks_forward(
+    size: int, config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array, observe: Array
+) -> tuple[tuple[Loss, Observations], Any]:
+    """The loss, and at once its gradient: by each chunk's logits, which are gone when the next are made."""
+
+    def total(head: Parameters, x: Array, targets: Array) -> Any:
+        losses, seen = _of_logits(config, head, x, targets, observe)
+        return losses.total, (losses, seen)
+
+    def one(head_gradient: Parameters, chunk: tuple[Array, Array]) -> Any:
+        (more, dx), parts = jax.grad(total, argnums=(0, 1), has_aux=True)(head, *chunk)
+        return jax.tree.map(jnp.add, head_gradient, more), (dx, parts)
+
+    nothing = jax.tree.map(jnp.zeros_like, head)
+    head_gradient, (dx, parts) = jax.lax.scan(one, nothing, _chunks(size, x_SxD, targets_S))
+    chunks = dx.shape[0]
+    dx_SxD = dx.swapaxes(0, 1).reshape(x_SxD.shape)
+    return _joined(parts), (head_gradient, dx_SxD, chunks)
+
+
+def _in_chunks_backward(size: int, saved: Any, cotangent: tuple[Loss, Observations]) -> Any:
+    """The gradient of the total alone: nothing else of a loss is ever minimised."""
+    head_gradient, dx_SxD, chunks = saved
+    factor = cotangent[0].total / chunks  # each chunk's total is a mean over its own positions
+
+    def scaled(x: Array) -> Array:
+        product: Array = x * factor
+        return product.astype(x.dtype)
+
+    return None, jax.tree.map(scaled, head_gradient), scaled(dx_SxD), None, None
+
+
+_in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)

@@ -1,6 +1,7 @@
 """One training step as a pure function, and many of them as one program.
 
-Shapes: B batch, T time, C steps in one dispatch. A config here holds arrays (`stability.config.to_leaves`).
+Shapes: B batch, T time, A micro-batches of b sequences, C steps in one dispatch. A config here holds arrays
+(`stability.config.to_leaves`).
 """
 
 from dataclasses import dataclass, replace
@@ -12,10 +13,10 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from stability.config import RunConfig
-from stability.model.observation import Observations, when
-from stability.model.transformer import Parameters, apply, initialise
-from stability.training.loss import Loss, loss
-from stability.training.observe import observe_output_logits, observe_tensors
+from stability.model.observation import Observations, combined, dealt, when
+from stability.model.transformer import Parameters, final_stream, head_parameters, initialise
+from stability.training.loss import Loss, head_loss
+from stability.training.observe import observe_tensors
 from stability.training.optimizer import apply_update, clip_factor, direction
 from stability.training.schedule import learning_rate
 
@@ -71,14 +72,7 @@ def step(
     Returns:
         the next state, this step's metrics (of the parameters before the update), and the observations.
     """
-    inputs, targets = tokens_BxT1[:, :-1], tokens_BxT1[:, 1:].reshape(-1)
-
-    def objective(parameters: Parameters) -> tuple[Float[Array, ""], tuple[Loss, Observations]]:
-        logits, observations = apply(config, parameters, inputs, observe)
-        losses = loss(config, logits, targets)
-        return losses.total, (losses, observations | when(observe, observe_output_logits, logits))
-
-    gradients, (losses, observations) = jax.grad(objective, has_aux=True)(state.parameters)
+    gradients, losses, observations = batch_gradients(config, state.parameters, tokens_BxT1, observe)
     gradient_norm = optax.tree.norm(gradients)
     updates, optimizer = direction(config.optimizer).update(gradients, state.optimizer)
     parameters = apply_update(config, state.parameters, updates, state.step)
@@ -90,6 +84,43 @@ def step(
     moved = TrainState(state.step + 1, parameters, optimizer, alive)
     kept = jax.tree.map(lambda new, old: jnp.where(alive, new, old), moved, replace(state, alive=alive))
     return kept, metrics, observations
+
+
+def batch_gradients(
+    config: RunConfig, parameters: Parameters, tokens_BxT1: Int[Array, "B T+1"], observe: Bool[Array, ""]
+) -> tuple[Parameters, Loss, Observations]:
+    """Gradients of a batch's loss, its losses and observations: at once, or added up over its micro-batches in turn.
+
+    Args: see `step`.
+    """
+
+    def objective(parameters: Parameters, tokens: Array) -> tuple[Array, tuple[Loss, Observations]]:
+        losses, observations = _losses(config, parameters, tokens, observe)
+        return losses.total, (losses, observations)
+
+    gradient = jax.grad(objective, has_aux=True)
+    if config.micro_batch == tokens_BxT1.shape[0]:
+        gradients, (losses, observations) = gradient(parameters, tokens_BxT1)
+        return gradients, losses, observations
+
+    def one(total: Parameters, tokens: Array) -> tuple[Parameters, tuple[Loss, Observations]]:
+        gradients, parts = gradient(parameters, tokens)
+        return jax.tree.map(jnp.add, total, gradients), parts
+
+    tokens_Axbxt = dealt(tokens_BxT1, config.micro_batch)
+    total, (losses, observations) = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, parameters), tokens_Axbxt)
+    gradients = jax.tree.map(lambda all_: all_ / tokens_Axbxt.shape[0], total)
+    return gradients, jax.tree.map(jnp.mean, losses), combined(observations)
+
+
+def _losses(
+    config: RunConfig, parameters: Parameters, tokens_BxT1: Int[Array, "B T+1"], observe: Bool[Array, ""]
+) -> tuple[Loss, Observations]:
+    """The losses of a batch, and all that is observed of its forward pass."""
+    x_SxD, observations = final_stream(config, parameters, tokens_BxT1[:, :-1], observe)
+    targets_S = tokens_BxT1[:, 1:].reshape(-1)
+    losses, of_logits = head_loss(config, head_parameters(parameters), x_SxD, targets_S, observe)
+    return losses, observations | of_logits
 
 
 def advance(
@@ -132,11 +163,15 @@ def advance(
 def evaluate(config: RunConfig, parameters: Parameters, tokens_MxBxT1: Int[Array, "M B T+1"]) -> Float[Array, ""]:
     """Mean cross-entropy without the z-loss term, in nats per token, over M batches of validation text."""
 
-    def one(tokens_BxT1: Int[Array, "B T+1"]) -> Float[Array, ""]:
-        logits, _ = apply(config, parameters, tokens_BxT1[:, :-1], jnp.zeros((), bool))
-        return loss(config, logits, tokens_BxT1[:, 1:].reshape(-1)).cross_entropy
+    def one(tokens_bxT1: Int[Array, "b T+1"]) -> Float[Array, ""]:
+        return _losses(config, parameters, tokens_bxT1, jnp.zeros((), bool))[0].cross_entropy
 
-    return jnp.mean(jax.lax.map(one, tokens_MxBxT1))
+    def batch(tokens_BxT1: Int[Array, "B T+1"]) -> Float[Array, ""]:
+        if config.micro_batch >= len(tokens_BxT1):
+            return one(tokens_BxT1)
+        return jnp.mean(jax.lax.map(one, dealt(tokens_BxT1, config.micro_batch)))
+
+    return jnp.mean(jax.lax.map(batch, tokens_MxBxT1))
 
 
 def _all_finite(tree: Any) -> Bool[Array, ""]:
