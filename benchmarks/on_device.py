@@ -117,8 +117,7 @@ def run_config(shape: jax_gpt.Shape, compute: Mapping[str, Any] | None = None, p
     model = {"width": shape.width, "depth": shape.depth, "head_dim": shape.head_dim}
     training = {"batch_size": shape.batch, "sequence_length": shape.length, "steps": 100_000, "precision": precision}
     mapping: dict[str, Any] = {"model": model, "training": training, "optimizer": {"learning_rate": 1e-3}}
-    if "compute" in {field.name for field in dataclasses.fields(RunConfig)}:
-        mapping["compute"] = {name: value for name, value in (compute or {}).items() if value is not None}
+    mapping["compute"] = dict(compute or {})
     return resolve(from_mapping(RunConfig, mapping), corpus="benchmark", vocabulary_size=shape.vocabulary)
 
 
@@ -346,11 +345,6 @@ def measure_lanes(shape: jax_gpt.Shape, paces: Mapping[str, tuple[Ours, int, int
 
 def step_memory(shape: list[int], compute: dict[str, Any], micro_batch: int) -> None:
     """Peak memory of a step."""
-    from stability.config import RunConfig
-
-    if "compute" not in {field.name for field in dataclasses.fields(RunConfig)}:
-        emit(skipped="RunConfig has no group `compute`")
-        return
     subject = Ours(jax_gpt.Shape(*shape), compute | {"micro_batch": micro_batch})
     emit(micro_batch=micro_batch, **memory(subject.program.advance))
     before = memory()
@@ -367,8 +361,7 @@ def attention(sizes: list[list[int]], seconds: float, tiny: bool) -> None:
                 time_attention(name, forward_and_backward(kernel), arrays, seconds)
             except Exception as error:  # a kernel that this device or this JAX cannot run; the others are measured
                 emit(**{f"{name}_{dimensions(arrays[0])}": {"failed": f"{type(error).__name__}: {error}"[:600]}})
-        for name, observe in observers().items():
-            time_attention(name, observe, arrays, seconds)
+        time_attention("ours_observed", observer(size[2], size[3]), arrays, seconds)
 
 
 def time_attention(name: str, function: Callable[..., Any], arrays: tuple[Any, ...], seconds: float) -> None:
@@ -397,41 +390,36 @@ def forward_and_backward(kernel: Callable[..., Any]) -> Callable[..., Any]:
 
 def attention_kernels(tiny: bool) -> dict[str, Callable[..., Any]]:
     """Those to compare: causal softmax attention of [B, T, H, K]."""
+    from stability.model import kernels as ours
+
+    def blockwise(query: Any, key: Any, value: Any) -> Any:
+        return ours.blockwise(query, key, value, query.shape[-1] ** -0.5, jax.nn.softmax)
+
     kernels: dict[str, Callable[..., Any]] = {
         name: functools.partial(jax_gpt.attend, attention=name) for name in ("plain", "xla", "cudnn")
     }
-    if importlib.util.find_spec("stability.model.kernels"):
-        from stability.model import kernels as ours
-
-        def softmax(logits: Any) -> Any:
-            return jax.nn.softmax(logits, axis=-1)
-
-        def blockwise(q: Any, k: Any, v: Any) -> Any:
-            return ours.blockwise(q, k, v, q.shape[-1] ** -0.5, softmax)
-
-        kernels["ours_blockwise"] = blockwise
+    kernels["ours_blockwise"] = blockwise
     if importlib.util.find_spec("tokamax") and not tiny:
         import tokamax
 
-        kernels["tokamax"] = lambda q, k, v: tokamax.dot_product_attention(q, k, v, is_causal=True)
+        kernels["tokamax"] = functools.partial(tokamax.dot_product_attention, is_causal=True)
     return kernels
 
 
-def observers() -> dict[str, Callable[..., Any]]:
-    """Passes over queries and keys that yield the largest logit and the entropy of each head.
+def observer(heads: int, head_dim: int) -> Callable[..., Any]:
+    """The pass over queries and keys that yields each head's largest logit, mean cosine and entropy."""
+    from flax import nnx
 
-    HERE the exact pass of `stability.model` over blocks of queries is to be added: from (q, k, v) to a dict of [H].
-    """
+    from stability.config import ModelConfig
+    from stability.model.layers import SoftmaxAttention, by_parts
 
-    def whole(query: Any, key: Any, _: Any) -> Any:
-        products = jnp.einsum("bthk,bshk->bhts", query, key, preferred_element_type=jnp.float32)
-        past = jnp.tril(jnp.ones(products.shape[-2:], bool))
-        logits = jnp.where(past, products * query.shape[-1] ** -0.5, -jnp.inf)
-        log_weight = jax.nn.log_softmax(logits, -1)
-        entropy = -jnp.sum(jnp.where(past, jnp.exp(log_weight) * log_weight, 0.0), -1).mean((0, 2))
-        return {"attention_logit/max": jnp.max(logits, (0, 2, 3)), "attention_entropy": entropy}
+    model = ModelConfig(width=heads * head_dim, depth=1, head_dim=head_dim)
+    measure = functools.partial(SoftmaxAttention(model, nnx.Rngs(0)).observe_logits, model, head_dim**-0.5)
 
-    return {"observe_whole": whole}
+    def observe(query: Any, key: Any, _: Any) -> Any:
+        return by_parts(measure, query, key)
+
+    return observe
 
 
 KINDS: dict[str, Callable[..., None]] = {
