@@ -250,30 +250,37 @@ class Bench:
         python = self.given.torch if task.module == TORCH else sys.executable
         environment = {
             "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
+            "JAX_TRACEBACK_FILTERING": "off",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
             **os.environ,
             **task.environment,
         }
         log, errors = self.folder / "stdout", self.folder / "stderr"
+        command = [python, "-m", task.module, json.dumps(task.arguments)]
         with log.open("w") as out, errors.open("w") as err:
-            process = subprocess.Popen(
-                [python, "-m", task.module, json.dumps(task.arguments)],
-                stdout=out, stderr=err, env=environment, process_group=0,
-            )  # fmt: skip
             try:
-                code: int | None = process.wait(limit)
-            except subprocess.TimeoutExpired:
-                code = None
-            finally:
-                end(process)
+                code = waited_for(command, limit, stdout=out, stderr=err, env=environment)
+            except OSError as error:
+                return f"not started: {error}"
         for line in log.read_text().splitlines():
             if line.startswith(RESULT):
                 entry["found"] |= json.loads(line.removeprefix(RESULT))
         if code == 0:
             return "ended"
-        entry["errors"] = errors.read_text(errors="replace")[-3000:]
+        entry["errors"] = errors.read_text(errors="replace")[-6000:]
         return f"stopped after {limit:.0f} s" if code is None else f"failed with {code}: {last_line(entry['errors'])}"
+
+
+def waited_for(command: list[str], seconds: float, **given: Any) -> int | None:
+    """A process's code at its end; None where it was stopped once `seconds` had passed. None of its own are left."""
+    process = subprocess.Popen(command, process_group=0, **given)
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        end(process)
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -353,7 +360,7 @@ def summary(given: argparse.Namespace, result: dict[str, Any]) -> dict[str, Any]
             if task["section"] == "memory"
         },
         "attention": {
-            name: facts.get("ms_median") or facts.get("failed")
+            name: facts.get("ms_median") or facts.get("failed", "")[:80]
             for module in ("jax", "torch")
             for name, facts in found(result, "attention", module).items()
         },
@@ -401,6 +408,8 @@ def printed(result: dict[str, Any]) -> str:
         rows.append([name, size["n_params"], *columns, size["observation_cost"], *memory_])
     parts = [f"matmul peak {told['matmul_peak_tflops']} TFLOP/s; {result['card']}", table(rows)]
     for name, small in told["small_batches"].items():
+        if not small["tokens_a_second"]:
+            continue
         whom = list(small["tokens_a_second"])
         lines = [[name, *whom], ["tokens/s", *(small["tokens_a_second"][one] for one in whom)]]
         parts.append(table([*lines, ["over solo", *(small["over_solo"][one] for one in whom)]]))

@@ -400,10 +400,16 @@ def attention_kernels(tiny: bool) -> dict[str, Callable[..., Any]]:
     }
     kernels["ours_blockwise"] = blockwise
     if importlib.util.find_spec("tokamax") and not tiny:
-        import tokamax
-
-        kernels["tokamax"] = functools.partial(tokamax.dot_product_attention, is_causal=True)
+        for implementation in ("triton", "mosaic_gpu"):
+            kernels[f"tokamax_{implementation}"] = functools.partial(tokamax_kernel, implementation)
     return kernels
+
+
+def tokamax_kernel(implementation: Any, query: Any, key: Any, value: Any) -> Any:
+    """Attention by one of tokamax's kernels."""
+    import tokamax  # here: one that cannot be imported is a kernel that fails, and no more
+
+    return tokamax.dot_product_attention(query, key, value, is_causal=True, implementation=implementation)
 
 
 def observer(heads: int, head_dim: int) -> Callable[..., Any]:
