@@ -104,6 +104,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--torch-mode", default="default")
     parser.add_argument("--no-trace", action="store_true", help="leave out which kernels took the time")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--read", nargs="+", type=Path, metavar="FILE", help="measure nothing: join earlier results")
     parser.add_argument("--output", type=Path, default=None)
     return parser.parse_args()
 
@@ -163,12 +164,12 @@ def memory(given: argparse.Namespace) -> Iterator[Task]:
     shape, chunk = (TINY, 32) if given.tiny else (size.shape, 4096)
     micro_batch = 4 if given.tiny else size.plain_micro_batch
     fused = "blockwise" if given.tiny else "cudnn"
-    for attention in (fused, "plain"):
-        for head in (chunk, micro_batch * shape.length):
-            compute = {"attention": attention, "head_chunk": head}
-            arguments = {"kind": "step_memory", "shape": shape, "compute": compute, "micro_batch": micro_batch}
-            name = f"{attention}_head_{'in_chunks' if head == chunk else 'whole'}"
-            yield Task("memory", name, OURS, arguments, 90, 40, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
+    whole = micro_batch * shape.length
+    for attention, head in ((fused, chunk), ("plain", whole), (fused, whole), ("plain", chunk)):
+        compute = {"attention": attention, "head_chunk": head}
+        arguments = {"kind": "step_memory", "shape": shape, "compute": compute, "micro_batch": micro_batch}
+        name = f"{attention}_head_{'in_chunks' if head == chunk else 'whole'}"
+        yield Task("memory", name, OURS, arguments, 90, 40, {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"})
 
 
 def peers(given: argparse.Namespace) -> Iterator[Task]:
@@ -421,14 +422,33 @@ def printed(result: dict[str, Any]) -> str:
 
 def main() -> None:
     given = parse()
+    result = joined(given.read) if given.read else measured(given)
+    result["summary"] = summary(given, result)
+    write(result, given.output)
+    print("\n" + printed(result))
+
+
+def measured(given: argparse.Namespace) -> dict[str, Any]:
+    """What all tasks found."""
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(given, Path(folder))
         for section in given.sections:
             for task in SECTIONS[section](given):
                 bench.go(task)
-    bench.result["summary"] = summary(given, bench.result)
-    write(bench.result, given.output)
-    print("\n" + printed(bench.result))
+    return bench.result
+
+
+def joined(paths: Sequence[Path]) -> dict[str, Any]:
+    """Results of several commands on one card as one; of a task that came up twice the first that found anything."""
+    results = [json.loads(path.read_text()) for path in paths]
+    tasks: dict[tuple[str, str], dict[str, Any]] = {}
+    for task in (task for result in results for task in result["tasks"]):
+        key = task["section"], task["name"]
+        if not tasks.get(key, {}).get("found"):
+            tasks[key] = task
+    made_with = {module: facts for result in results for module, facts in result["made_with"].items()}
+    command = "; ".join(result["command"] for result in results)
+    return results[0] | {"command": command, "made_with": made_with, "tasks": list(tasks.values())}
 
 
 if __name__ == "__main__":

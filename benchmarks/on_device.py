@@ -236,8 +236,11 @@ def ours(shape: list[int], compute: dict[str, Any], micro_batch: int, seconds: f
 
 def traced(call: Callable[[], Any], most: int = 25) -> dict[str, Any]:
     """Which kernels a call spends the device's time on, by name, and for what share of the time it is at work."""
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # watching Python would slow what dispatches
+    options.host_tracer_level = 1
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
+        with jax.profiler.trace(folder, profiler_options=options):
             began = time.perf_counter()
             jax.block_until_ready(call())
             seconds = time.perf_counter() - began
@@ -319,7 +322,7 @@ def lanes(shape: list[int], compute: dict[str, Any], lanes: list[int], seconds: 
             if not is_out_of_memory(error):
                 raise
             emit(**{f"lanes_{name}": {"out_of_memory": True}})
-            break
+            continue
         paces[name] = subject, count, dispatches
         emit(**{f"compile_seconds_{name}": round(subject.program.compile_seconds, 1)})
         measure_lanes(here, {name: paces[name]}, 0.0)  # told at once, in case there is no time for more
