@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from quick import QUICKLY
+from quick import QUICKLY, compile_quickly
 
 from stability.config import RunConfig, fingerprint, largest_divisor, to_leaves
 from stability.errors import InputError
@@ -18,6 +18,7 @@ from stability.model.kernels import chosen_kernel, refuse_kernel
 from stability.model.observation import combined, dealt
 from stability.model.transformer import initialise
 from stability.training import loss
+from stability.training.lanes import STEPS_PER_DISPATCH
 from stability.training.mesh import DATA, FSDP, lane_mesh
 from stability.training.step import batch_gradients, evaluate, initial_state, step
 from stability.typed import from_mapping
@@ -117,6 +118,27 @@ def test_lanes_and_later_steps_agree_too() -> None:
     expected = lanes(plain)
     np.testing.assert_allclose(lanes(chosen), expected, rtol=1e-3)
     assert not np.allclose(expected[0], expected[1], rtol=1e-3), "the lanes differ"
+
+
+def test_devices_that_share_a_run_compute_the_same() -> None:
+    """Micro-batches, chunks of the head and blocks of queries on two by two devices, parameters cut among them."""
+    chosen = run({"attention": "blockwise", "head_chunk": 4, "rematerialise": "blocks", "micro_batch": 4})
+    many = dataclasses.replace(chosen, training=dataclasses.replace(chosen.training, batch_size=8))
+    rng = np.random.default_rng(5)
+    tokens = rng.integers(0, VOCABULARY, (1, STEPS_PER_DISPATCH, 8, TIME + 1), np.int32)
+    validation = rng.integers(0, VOCABULARY, (2, 8, TIME + 1), np.int32)
+    outcomes = []
+    for one, mesh in (
+        (many, lane_mesh(jax.devices()[:4], 2, 2)),
+        (dataclasses.replace(many, compute=run().compute), None),
+    ):
+        program = compile_quickly(one, None if mesh is None else 1, validation.shape, mesh)
+        config = program.place([one])
+        state, metrics, seen = program.step(config, program.start(config), tokens, 2, True)
+        first = jax.tree.map(lambda x, whole=mesh is None: x if whole else x[0], jax.device_get((metrics, seen)))
+        outcomes.append((*first, program.loss(config, state, validation)))
+    for a, b in zip(jax.tree.leaves(outcomes[0]), jax.tree.leaves(outcomes[1]), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-5)
 
 
 # --- fused kernels ----------------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ class Alarm:
         name: of the alarm.
         watches: the metric or metrics that it reads, as a prefix.
         score: causal (`stability.analysis.alarms.scores`).
-        threshold: it fires at the first row whose score lies above. Chosen on some of our own sweeps and measured
-            on the others: docs/early_warning.md.
+        threshold: it fires at the first row whose score lies above. A custom of the field where there is one, else
+            chosen on some of our own sweeps; measured on the others: docs/early_warning.md.
         means: what the score is a number of.
     """
 
