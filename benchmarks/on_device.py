@@ -167,7 +167,8 @@ class Ours:
 
 
 def peak(shapes: list[list[int]], seconds: float) -> None:
-    """Rate of bfloat16 matrix products [m, k] x [k, n], and bytes moved by a copy, read and written."""
+    """Rate of bfloat16 matrix products [m, k] x [k, n], and bytes moved by a copy; whether cuDNN's attention works."""
+    emit(cudnn_fails=why_cudnn_fails())
     multiply = jax.jit(lambda a, b: a @ b)
     for m, k, n in shapes:
         a = jax.random.normal(jax.random.key(0), (m, k), jnp.bfloat16)
@@ -182,6 +183,17 @@ def peak(shapes: list[list[int]], seconds: float) -> None:
     jax.block_until_ready(double(x))
     took = repeated(lambda: double(x), seconds / len(shapes))
     emit(copy_gb_a_second=round(8 * size / statistics.median(took) / 1e9, 1))
+
+
+def why_cudnn_fails() -> str | None:
+    """What comes of cuDNN's attention, forward and backward, where it does not work."""
+    arrays = [jnp.ones((2, 128, 2, 64), jnp.bfloat16)] * 3
+    try:
+        both = jax.jit(forward_and_backward(functools.partial(jax_gpt.attend, attention="cudnn")))
+        jax.block_until_ready(both(*arrays))
+    except Exception as error:  # whatever it is, others than this kernel are then measured
+        return f"{type(error).__name__}: {error}"[:600]
+    return None
 
 
 def repeated(call: Callable[[], Any], seconds: float) -> list[float]:
