@@ -78,9 +78,20 @@ class Dense(nnx.Module):
         self.kernel = matrix(config, role, rngs.params(), (fan_in, fan_out), fan_in)
         self.multiplier = rule(config, role, fan_in).forward
 
-    def __call__(self, x_SxI: Float[Array, "S I"], result: DTypeLike | None = None) -> Float[Array, "S O"]:
-        """x W x multiplier, in the precision of x or the one given."""
-        y_SxO = product(x_SxI, self.kernel[...], result)
+    def __call__(
+        self, x_SxI: Float[Array, "S I"], result: DTypeLike | None = None, whole_tiles_of: int = 1
+    ) -> Float[Array, "S O"]:
+        """x W x multiplier, in the precision of x or the one given.
+
+        Args:
+            x_SxI: activations.
+            result: see `product`.
+            whole_tiles_of: the number of outputs is filled up to a multiple of this, with zeros.
+        """
+        kernel_IxO = self.kernel[...]
+        if missing := -kernel_IxO.shape[1] % whole_tiles_of:
+            kernel_IxO = jnp.pad(kernel_IxO, [(0, 0), (0, missing)])
+        y_SxO = product(x_SxI, kernel_IxO, result)
         return y_SxO if self.multiplier == 1.0 else y_SxO * self.multiplier
 
 

@@ -149,17 +149,20 @@ def head_parameters(parameters: Parameters) -> Parameters:
     return head
 
 
-def output_logits(config: RunConfig, head: Parameters, x_SxD: Float[Array, "S D"]) -> Float[Array, "S V"]:
+def output_logits(
+    config: RunConfig, head: Parameters, x_SxD: Float[Array, "S D"], whole_tiles_of: int = 1
+) -> Float[Array, "S V"]:
     """Logits for the token after each position, float32: products are summed up and stay so in every precision.
 
     Args:
         config: as for `final_stream`.
         head: `head_parameters`.
         x_SxD: rows of the final stream.
+        whole_tiles_of: V is the vocabulary filled up to a multiple of this; what is beyond it is zero, and no logit.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: _build(config)).head)
     nnx.replace_by_pure_dict(state, head)
-    logits: Array = nnx.merge(graph, state)(x_SxD, jnp.float32)
+    logits: Array = nnx.merge(graph, state)(x_SxD, jnp.float32, whole_tiles_of)
     return logits
 
 
