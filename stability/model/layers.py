@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from stability.config import ModelConfig, Role, RunConfig, Scalar, largest_divisor
 from stability.model import kernels
+from stability.model.axes import whole
 from stability.model.kernels import chosen_kernel
 from stability.model.observation import Observations, combined, dealt, rms, when
 from stability.model.parameterization import attention_scale, gain, matrix, rule
@@ -42,7 +43,8 @@ def product(
 
 
 def _forward(x_SxI: Array, kernel_IxO: Array, result: DTypeLike | None) -> Array:
-    return jnp.matmul(x_SxI, kernel_IxO.astype(x_SxI.dtype), preferred_element_type=result or x_SxI.dtype)
+    kernel_IxO = whole(kernel_IxO.astype(x_SxI.dtype))
+    return jnp.matmul(x_SxI, kernel_IxO, preferred_element_type=result or x_SxI.dtype)
 
 
 def _product_forward(x_SxI: Array, kernel_IxO: Array, result: DTypeLike | None) -> tuple[Array, tuple[Array, Array]]:
@@ -60,7 +62,7 @@ def _product_backward(result: DTypeLike | None, saved: tuple[Array, Array], dy_S
         x_IxS: Array = jax.lax.optimization_barrier(x_SxI.T)  # type: ignore[no-untyped-call]
         return jnp.matmul(x_IxS, dy_SxO, preferred_element_type=kernel_IxO.dtype)
 
-    dx_SxI = jnp.matmul(dy_SxO, kernel_IxO.astype(x_SxI.dtype).T)
+    dx_SxI = jnp.matmul(dy_SxO, whole(kernel_IxO.astype(x_SxI.dtype)).T)
     if kernel_IxO.shape[0] < TRANSPOSED_FROM:
         return dx_SxI, as_read(x_SxI, dy_SxO)
     return dx_SxI, jax.lax.platform_dependent(x_SxI, dy_SxO, cpu=transposed, default=as_read)

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from stability.config import RunConfig, largest_divisor
+from stability.model.axes import cut_as_parameters
 from stability.model.observation import Observations, combined, dealt, when
-from stability.model.transformer import Parameters, output_logits
+from stability.model.transformer import Parameters, head_parameters, output_logits, parameter_kinds
 from stability.training.observe import observe_output_logits
 
 LOGITS_AT_ONCE = 2**27
@@ -113,9 +114,10 @@ def _in_chunks_forward(
 
     def one(head_gradient: Parameters, chunk: tuple[Array, Array]) -> Any:
         (more, dx), parts = jax.grad(total, argnums=(0, 1), has_aux=True)(head, *chunk)
-        return jax.tree.map(jnp.add, head_gradient, more), (dx, parts)
+        return cut(jax.tree.map(jnp.add, head_gradient, cut(more))), (dx, parts)
 
-    nothing = jax.tree.map(jnp.zeros_like, head)
+    cut = partial(cut_as_parameters, head_parameters(parameter_kinds(config)))
+    nothing = cut(jax.tree.map(jnp.zeros_like, head))
     head_gradient, (dx, parts) = jax.lax.scan(one, nothing, _chunks(size, x_SxD, targets_S))
     chunks = dx.shape[0]
     dx_SxD = dx.swapaxes(0, 1).reshape(x_SxD.shape)
