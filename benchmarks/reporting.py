@@ -37,8 +37,12 @@ def processor_name() -> str:
 
 def report(result: dict[str, Any], output: Path | None) -> None:
     """Print a result as JSON, and write it to `output`; its folder is made."""
-    text = json.dumps(result, indent=1)
-    print(text)
+    print(json.dumps(result, indent=1))
+    write(result, output)
+
+
+def write(result: dict[str, Any], output: Path | None) -> None:
+    """Write a result to `output`, if there is one; its folder is made."""
     if output:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(text + "\n")
+        output.write_text(json.dumps(result, indent=1) + "\n")

@@ -14,12 +14,13 @@ from quick import QUICKLY, compile_quickly
 from stability.config import RunConfig, fingerprint, largest_divisor, to_leaves
 from stability.errors import InputError
 from stability.model import kernels, layers
+from stability.model.axes import DATA, FSDP
 from stability.model.kernels import chosen_kernel, refuse_kernel
 from stability.model.observation import combined, dealt
 from stability.model.transformer import initialise
 from stability.training import loss
 from stability.training.lanes import STEPS_PER_DISPATCH
-from stability.training.mesh import DATA, FSDP, lane_mesh
+from stability.training.mesh import lane_mesh
 from stability.training.step import batch_gradients, evaluate, initial_state, step
 from stability.typed import from_mapping
 

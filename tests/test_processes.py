@@ -148,7 +148,7 @@ SPANNING = {
     "parameters over two": ("mesh.fsdp=2", 2, 1),
     "both over two with two devices each": ("mesh.data=2 mesh.fsdp=2", 2, 2),
     "two places of two processes each": ("mesh.data=2", 4, 1),
-    "lanes at four places": ("mesh.data=1", 4, 1),
+    "lanes at four places, micro-batches by process 0's memory": ("compute.micro_batch=auto", 4, 1),
     "four lanes at two processes with two devices each": ("lanes=sharded", 2, 2),
 }
 

@@ -1,9 +1,10 @@
 """A training step of the default model in plain JAX: no Flax, no Optax, no observation, no sweep, one run.
 
 The same arithmetic as `stability.training.step`, as short as it goes: what a step can take on this machine when nothing
-is measured and nothing is configurable.
+is measured and nothing is configurable. `How` says what an accelerator wants otherwise.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,22 @@ class Shape(NamedTuple):
     batch: int
     length: int
     head_dim: int = 32
+
+
+class How(NamedTuple):
+    """How a step is computed.
+
+    precision    of streams and products; parameters, norms, softmax and loss are float32
+    attention    `plain`, with all logits in memory, or what `jax.nn.dot_product_attention` calls an implementation
+    micro_batch  sequences in memory at a time, whose gradients are added up; None is the whole batch
+    """
+
+    precision: str = "float32"
+    attention: str = "plain"
+    micro_batch: int | None = None
+
+
+PLAINLY = How()
 
 
 def initialise(shape: Shape, seed: int = 0) -> dict[str, Any]:
@@ -42,38 +59,67 @@ def initialise(shape: Shape, seed: int = 0) -> dict[str, Any]:
 
 
 def normed(x: jax.Array, gain: jax.Array) -> jax.Array:
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * gain
+    x32 = x.astype(jnp.float32)
+    centred = x32 - x32.mean(-1, keepdims=True)
+    return (centred * jax.lax.rsqrt((centred**2).mean(-1, keepdims=True) + 1e-6) * gain).astype(x.dtype)
 
 
 def rotate(x: jax.Array) -> jax.Array:
     half = x.shape[-1] // 2
     angle = jnp.arange(x.shape[1])[:, None] * 1e4 ** (-jnp.arange(half) / half)
     cos, sin = jnp.cos(angle)[:, None], jnp.sin(angle)[:, None]
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+    a, b = x[..., :half].astype(jnp.float32), x[..., half:].astype(jnp.float32)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1).astype(x.dtype)
 
 
-def loss(parameters: dict[str, Any], tokens: jax.Array, shape: Shape) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, attention: str) -> jax.Array:
+    """Causal softmax attention of [B, T, H, K]."""
+    if attention != "plain":
+        implementation: Any = attention
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation)
+    past = jnp.tril(jnp.ones((q.shape[1], q.shape[1]), bool))
+    products = jnp.einsum("bthk,bshk->bhts", q, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(past, products * q.shape[-1] ** -0.5, -jnp.inf)
+    return jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(logits).astype(v.dtype), v)
+
+
+def block(x: jax.Array, parameters: Any, shape: Shape, attention: str) -> jax.Array:
+    """[S, D] to [S, D]."""
+    heads, norms = (-1, shape.length, shape.width // shape.head_dim, shape.head_dim), parameters["norms"]
+    matrix = {name: value.astype(x.dtype) for name, value in parameters.items() if name != "norms"}
+    y = normed(x, norms[0])
+    q = rotate(normed((y @ matrix["q"]).reshape(heads), norms[2]))
+    k = rotate(normed((y @ matrix["k"]).reshape(heads), norms[3]))
+    x = x + attend(q, k, (y @ matrix["v"]).reshape(heads), attention).reshape(x.shape) @ matrix["o"]
+    return x + jax.nn.gelu(normed(x, norms[1]) @ matrix["inner"]) @ matrix["outer"]
+
+
+def loss(parameters: dict[str, Any], tokens: jax.Array, shape: Shape, how: How = PLAINLY) -> jax.Array:
     """Cross-entropy and z-loss of [B, T+1] tokens."""
-    heads = (shape.batch, shape.length, -1, shape.head_dim)
-    past = jnp.tril(jnp.ones((shape.length, shape.length), bool))
-    x = parameters["embedding"][tokens[:, :-1].reshape(-1)]
-    for block in parameters["blocks"]:
-        y = normed(x, block["norms"][0])
-        q = rotate(normed((y @ block["q"]).reshape(heads), block["norms"][2]))
-        k = rotate(normed((y @ block["k"]).reshape(heads), block["norms"][3]))
-        logits = jnp.where(past, jnp.einsum("bthk,bshk->bhts", q, k) * shape.head_dim**-0.5, -jnp.inf)
-        mixed = jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(logits), (y @ block["v"]).reshape(heads))
-        x = x + mixed.reshape(x.shape) @ block["o"]
-        x = x + jax.nn.gelu(normed(x, block["norms"][1]) @ block["inner"]) @ block["outer"]
-    logits = normed(x, parameters["norm"]) @ parameters["head"]
+    x = parameters["embedding"].astype(how.precision)[tokens[:, :-1].reshape(-1)]
+    for weights in parameters["blocks"]:
+        x = block(x, weights, shape, how.attention)
+    logits = (normed(x, parameters["norm"]) @ parameters["head"].astype(x.dtype)).astype(jnp.float32)
     log_z = jax.nn.logsumexp(logits, -1)
     target = jnp.take_along_axis(logits, tokens[:, 1:].reshape(-1, 1), -1)[:, 0]
     return (log_z - target).mean() + 1e-4 * (log_z**2).mean()
 
 
-def steps(shape: Shape, count: int, learning_rate: float = 1e-2) -> Any:
+def loss_and_gradients(parameters: Any, tokens: jax.Array, shape: Shape, how: How) -> tuple[jax.Array, Any]:
+    """Of a batch, a micro-batch after the other where `how` says so."""
+    of = partial(jax.value_and_grad(loss), shape=shape, how=how)
+    parts = tokens.reshape(-1, how.micro_batch or len(tokens), tokens.shape[1])
+    if len(parts) == 1:
+        return of(parameters, tokens)
+
+    def add(total: Any, part: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, of(parameters, part)), None
+
+    total, _ = jax.lax.scan(add, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, parameters)), parts)
+    return jax.tree.map(lambda leaf: leaf / len(parts), total)
+
+
+def steps(shape: Shape, count: int, learning_rate: float = 1e-2, how: How = PLAINLY) -> Any:
     """`(state, tokens [count, B, T+1]) -> (state, losses [count])`, compiled; the state is given up.
 
     The state is parameters and Adam's two moments, a triple of trees, and the number of steps made.
@@ -81,7 +127,7 @@ def steps(shape: Shape, count: int, learning_rate: float = 1e-2) -> Any:
 
     def step(state: tuple[Any, Any, Any, jax.Array], tokens: jax.Array) -> tuple[Any, jax.Array]:
         p, m, v, t = state
-        value, g = jax.value_and_grad(loss)(p, tokens, shape)
+        value, g = loss_and_gradients(p, tokens, shape, how)
         norm = jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(g)))
         g = jax.tree.map(lambda leaf: leaf * jnp.minimum(1.0, 1.0 / norm), g)
         m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, g)
@@ -101,7 +147,7 @@ def steps(shape: Shape, count: int, learning_rate: float = 1e-2) -> Any:
     parameters = jax.eval_shape(lambda: initialise(shape))
     state = (parameters, parameters, parameters, jax.ShapeDtypeStruct((), jnp.float32))
     tokens = jax.ShapeDtypeStruct((count, shape.batch, shape.length + 1), jnp.int32)
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest" if how.precision == "float32" else None):
         return jax.jit(many, donate_argnums=0).lower(state, tokens).compile()
 
 

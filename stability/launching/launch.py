@@ -62,8 +62,8 @@ def launch(request: Request) -> int:
         return _launch(request)
     except BrokenPipeError:  # nobody reads what is printed
         raise
-    except OutOfStep:
-        tell(traceback.format_exc(), sys.stderr)
+    except OutOfStep as error:
+        tell("".join(traceback.format_exception(error.__context__ or error)), sys.stderr)
         tell(
             "Stopped: something broke, in this process or another one, and the processes are out of step. What was "
             f"recorded before is kept, and the same command goes on:\n  {request.command}",

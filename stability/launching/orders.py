@@ -29,13 +29,14 @@ from jax.sharding import Mesh
 
 from stability.config import RunConfig, fingerprint
 from stability.errors import EXIT_BAD_INPUT, EXIT_INTERRUPTED, InputError
+from stability.tracking.tracker import one_line
 from stability.training.lanes import Program, Programs
 from stability.untrusted.printable import shown
 
 POLL_S = 0.5
 """How often each process looks whether another one raised an alarm."""
 GOODBYE_S = 5.0
-"""How long process 0, in which the store is, waits for the others to hear of a failure."""
+"""How long a process waits for others to hear of a failure."""
 OLD = 1000
 """Answers to `go` are forgotten by so many; no process is ever more than two behind."""
 PREFIX = "stability/"
@@ -253,11 +254,10 @@ def failing_together(channel: Channel) -> Iterator[None]:
     except BaseException as error:
         over.set()
         code = {KeyboardInterrupt: EXIT_INTERRUPTED, InputError: EXIT_BAD_INPUT}.get(type(error), 1)
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        failure = {"process": jax.process_index(), "host": platform.node(), "code": code, "why": why}
+        failure = {"process": jax.process_index(), "host": platform.node(), "code": code, "why": one_line(error)}
         with suppress(jax.errors.JaxRuntimeError):  # the store is gone, and with it process 0
             channel.tell("alarm/failed", json.dumps(failure))
-            _see_off(channel)
+            _farewell(channel)
         # Whoever catches the error says it; then the process ends without JAX's own farewell, which waits for all.
         atexit.register(_end_now, code)
         raise
@@ -279,18 +279,24 @@ def _watch(channel: Channel, over: threading.Event) -> None:
             if jax.process_index() == 0:
                 text = f"error: process {failure.process} on {failure.host} ended ({failure.why}), and with it all."
                 print(shown(text, lines=False), file=sys.stderr)
-                _see_off(channel)
-            channel.tell(f"gone/{jax.process_index()}", "")
+            _farewell(channel)
             _end_now(failure.code)
 
 
-def _see_off(channel: Channel) -> None:
-    """In process 0, whose end is the store's: wait until the others know why."""
-    end = time.monotonic() + GOODBYE_S
-    while jax.process_index() == 0 and time.monotonic() < end:
-        if len(channel.all_below("gone/")) >= jax.process_count() - 1:
-            return
+def _farewell(channel: Channel) -> None:
+    """Say that this process knows of a failure, and wait until those know that would else learn it from its silence.
+
+    Process 0 waits for all, for its end is the store's; the others wait for process 0.
+    """
+    me, end = jax.process_index(), time.monotonic() + GOODBYE_S
+    awaited = {"0"} if me else {str(other) for other in range(1, jax.process_count())}
+    if me:
+        channel.tell(f"gone/{me}", "")
+    while time.monotonic() < end and not awaited <= channel.all_below("gone/").keys():
         time.sleep(0.05)
+    if me == 0:
+        channel.tell("gone/0", "")
+        time.sleep(0.2)  # for the others to read it
 
 
 def _end_now(code: int) -> None:

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from stability.config import ModelConfig, Role, RunConfig, Scalar, largest_divisor
 from stability.model import kernels
+from stability.model.axes import whole
 from stability.model.kernels import chosen_kernel
 from stability.model.observation import Observations, combined, dealt, rms, when
 from stability.model.parameterization import attention_scale, gain, matrix, rule
@@ -42,7 +43,8 @@ def product(
 
 
 def _forward(x_SxI: Array, kernel_IxO: Array, result: DTypeLike | None) -> Array:
-    return jnp.matmul(x_SxI, kernel_IxO.astype(x_SxI.dtype), preferred_element_type=result or x_SxI.dtype)
+    kernel_IxO = whole(kernel_IxO.astype(x_SxI.dtype))
+    return jnp.matmul(x_SxI, kernel_IxO, preferred_element_type=result or x_SxI.dtype)
 
 
 def _product_forward(x_SxI: Array, kernel_IxO: Array, result: DTypeLike | None) -> tuple[Array, tuple[Array, Array]]:
@@ -60,7 +62,7 @@ def _product_backward(result: DTypeLike | None, saved: tuple[Array, Array], dy_S
         x_IxS: Array = jax.lax.optimization_barrier(x_SxI.T)  # type: ignore[no-untyped-call]
         return jnp.matmul(x_IxS, dy_SxO, preferred_element_type=kernel_IxO.dtype)
 
-    dx_SxI = jnp.matmul(dy_SxO, kernel_IxO.astype(x_SxI.dtype).T)
+    dx_SxI = jnp.matmul(dy_SxO, whole(kernel_IxO.astype(x_SxI.dtype)).T)
     if kernel_IxO.shape[0] < TRANSPOSED_FROM:
         return dx_SxI, as_read(x_SxI, dy_SxO)
     return dx_SxI, jax.lax.platform_dependent(x_SxI, dy_SxO, cpu=transposed, default=as_read)
@@ -76,9 +78,20 @@ class Dense(nnx.Module):
         self.kernel = matrix(config, role, rngs.params(), (fan_in, fan_out), fan_in)
         self.multiplier = rule(config, role, fan_in).forward
 
-    def __call__(self, x_SxI: Float[Array, "S I"], result: DTypeLike | None = None) -> Float[Array, "S O"]:
-        """x W x multiplier, in the precision of x or the one given."""
-        y_SxO = product(x_SxI, self.kernel[...], result)
+    def __call__(
+        self, x_SxI: Float[Array, "S I"], result: DTypeLike | None = None, whole_tiles_of: int = 1
+    ) -> Float[Array, "S O"]:
+        """x W x multiplier, in the precision of x or the one given.
+
+        Args:
+            x_SxI: activations.
+            result: see `product`.
+            whole_tiles_of: the number of outputs is filled up to a multiple of this, with zeros.
+        """
+        kernel_IxO = self.kernel[...]
+        if missing := -kernel_IxO.shape[1] % whole_tiles_of:
+            kernel_IxO = jnp.pad(kernel_IxO, [(0, 0), (0, missing)])
+        y_SxO = product(x_SxI, kernel_IxO, result)
         return y_SxO if self.multiplier == 1.0 else y_SxO * self.multiplier
 
 

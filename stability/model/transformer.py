@@ -14,6 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from stability.config import RunConfig
+from stability.model.axes import cut_by_rows
 from stability.model.layers import ATTENTIONS, MLPS, Dense, LayerNorm
 from stability.model.observation import Observations, rms, when
 from stability.model.parameterization import kinds, matrix
@@ -48,6 +49,7 @@ class Block(nnx.Module):
             thought = self.mlp(self.mlp_norm(x_SxD, eps))
             x_SxD = x_SxD + thought
             streams["mlp_output/rms"] = thought
+        x_SxD = cut_by_rows(x_SxD)
         streams["block_output/rms"] = x_SxD
         return x_SxD, observations | when(observe, observe_streams, streams)
 
@@ -76,6 +78,7 @@ class Transformer(nnx.Module):
         # A token outside the vocabulary makes NaN, which is seen; plain indexing would read another token's row.
         rows = self.embedding[...].at[tokens_BxT.reshape(-1)]
         x_SxD = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(config.training.precision)
+        x_SxD = cut_by_rows(x_SxD)
         observations: Observations = {}
         for name, block in self.blocks.items():
             x_SxD, seen = _rematerialised(block, config, time)(x_SxD, observe)
@@ -146,17 +149,20 @@ def head_parameters(parameters: Parameters) -> Parameters:
     return head
 
 
-def output_logits(config: RunConfig, head: Parameters, x_SxD: Float[Array, "S D"]) -> Float[Array, "S V"]:
+def output_logits(
+    config: RunConfig, head: Parameters, x_SxD: Float[Array, "S D"], whole_tiles_of: int = 1
+) -> Float[Array, "S V"]:
     """Logits for the token after each position, float32: products are summed up and stay so in every precision.
 
     Args:
         config: as for `final_stream`.
         head: `head_parameters`.
         x_SxD: rows of the final stream.
+        whole_tiles_of: V is the vocabulary filled up to a multiple of this; what is beyond it is zero, and no logit.
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: _build(config)).head)
     nnx.replace_by_pure_dict(state, head)
-    logits: Array = nnx.merge(graph, state)(x_SxD, jnp.float32)
+    logits: Array = nnx.merge(graph, state)(x_SxD, jnp.float32, whole_tiles_of)
     return logits
 
 

@@ -25,9 +25,10 @@ from jaxtyping import Float, Int
 
 from stability.config import RunConfig, to_leaves
 from stability.data.batches import ALL_ROWS
+from stability.model.axes import LANES
 from stability.model.observation import Observations
 from stability.training import processes
-from stability.training.mesh import LANES, batch_sharding, copied, over_lanes, state_sharding
+from stability.training.mesh import batch_sharding, copied, over_lanes, state_sharding
 from stability.training.step import StepMetrics, TrainState, advance, evaluate, initial_state
 
 Strategy = Literal["sequential", "vmap", "sharded"]

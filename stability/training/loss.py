@@ -1,7 +1,8 @@
 """Cross-entropy and z-loss, and the vocabulary head that they read: all logits at once, or a chunk at a time.
 
 With a vocabulary of tens of thousands the logits of a batch are larger than all else that a step holds. Chunks of
-positions need only their own: a chunk's gradient is made while its logits are there, and nothing is computed twice.
+positions need only their own: the gradient by the logits is a formula, so it is made while they are there, and no logit
+is computed twice. On a CPU a single chunk is left to automatic differentiation.
 Shapes: S positions, V vocabulary, D width, n chunks of C positions.
 """
 
@@ -13,8 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from stability.config import RunConfig, largest_divisor
+from stability.model.axes import cut_as_parameters
 from stability.model.observation import Observations, combined, dealt, when
-from stability.model.transformer import Parameters, output_logits
+from stability.model.transformer import Parameters, head_parameters, output_logits, parameter_kinds
 from stability.training.observe import observe_output_logits
 
 LOGITS_AT_ONCE = 2**27
@@ -71,16 +73,40 @@ def head_loss(
         observe: whether to measure.
     """
     size = chunk_size(config, len(targets_S))
-    if size == len(targets_S):
-        return _of_logits(config, head, x_SxD, targets_S, observe)
+    if size == len(targets_S) and jax.default_backend() == "cpu":
+        logits_SxV = output_logits(config, head, x_SxD)
+        return loss(config, logits_SxV, targets_S), when(observe, observe_output_logits, logits_SxV)
     return _in_chunks(size, config, head, x_SxD, targets_S, observe)
 
 
-def _of_logits(
-    config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array, observe: Array
+TILE = 128
+"""Accelerators multiply matrices of whole tiles several times as fast as others: 32,101 words become 32,128."""
+
+
+def _logits(config: RunConfig, head: Parameters, x_CxD: Float[Array, "C D"]) -> Float[Array, "C V+"]:
+    """Logits of a chunk and zeros up to a whole tile, which no consumer may read."""
+    return output_logits(config, head, x_CxD, TILE)
+
+
+def _chunk_loss(
+    config: RunConfig, logits: Float[Array, "C V+"], targets_C: Int[Array, " C"], observe: Bool[Array, ""]
 ) -> tuple[Loss, Observations]:
-    logits_SxV = output_logits(config, head, x_SxD)
-    return loss(config, logits_SxV, targets_S), when(observe, observe_output_logits, logits_SxV)
+    vocabulary = config.data.vocabulary_size
+
+    def measure(logits: Array) -> Observations:
+        return observe_output_logits(logits[:, :vocabulary])
+
+    return loss(config, logits[:, :vocabulary], targets_C), when(observe, measure, logits)
+
+
+def logits_gradient(
+    config: RunConfig, logits_SxV: Float[Array, "S V"], targets_S: Int[Array, " S"]
+) -> Float[Array, "S V"]:
+    """The gradient of `loss(...).total` by the logits: (softmax x (1 + 2 z_loss log Z) - [is the target]) / S."""
+    log_z_Sx1 = jax.nn.logsumexp(logits_SxV, axis=-1, keepdims=True)
+    weight_SxV = jnp.exp(logits_SxV - log_z_Sx1) * (1 + 2 * config.loss.z_loss * log_z_Sx1)
+    is_target_SxV = jax.lax.broadcasted_iota(jnp.int32, logits_SxV.shape, 1) == targets_S[:, None]
+    return (weight_SxV - is_target_SxV) / len(targets_S)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -88,7 +114,8 @@ def _in_chunks(
     size: int, config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array, observe: Array
 ) -> tuple[Loss, Observations]:
     def one(chunk: tuple[Array, Array]) -> tuple[Loss, Observations]:
-        return _of_logits(config, head, *chunk, observe)
+        x_CxD, targets_C = chunk
+        return _chunk_loss(config, _logits(config, head, x_CxD), targets_C, observe)
 
     return _joined(jax.lax.map(one, _chunks(size, x_SxD, targets_S)))
 
@@ -106,16 +133,18 @@ def _in_chunks_forward(
     size: int, config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array, observe: Array
 ) -> tuple[tuple[Loss, Observations], Any]:
     """The loss, and at once its gradient: by each chunk's logits, which are gone when the next are made."""
-
-    def total(head: Parameters, x: Array, targets: Array) -> Any:
-        losses, seen = _of_logits(config, head, x, targets, observe)
-        return losses.total, (losses, seen)
+    cut = partial(cut_as_parameters, head_parameters(parameter_kinds(config)))
+    vocabulary = config.data.vocabulary_size
 
     def one(head_gradient: Parameters, chunk: tuple[Array, Array]) -> Any:
-        (more, dx), parts = jax.grad(total, argnums=(0, 1), has_aux=True)(head, *chunk)
-        return jax.tree.map(jnp.add, head_gradient, more), (dx, parts)
+        x_CxD, targets_C = chunk
+        logits, of_gradient = jax.vjp(partial(_logits, config), head, x_CxD)
+        parts = _chunk_loss(config, logits, targets_C, observe)
+        dlogits = logits_gradient(config, logits[:, :vocabulary], targets_C)
+        more, dx = of_gradient(jnp.pad(dlogits, [(0, 0), (0, logits.shape[1] - dlogits.shape[1])]))
+        return cut(jax.tree.map(jnp.add, head_gradient, cut(more))), (dx, parts)
 
-    nothing = jax.tree.map(jnp.zeros_like, head)
+    nothing = cut(jax.tree.map(jnp.zeros_like, head))
     head_gradient, (dx, parts) = jax.lax.scan(one, nothing, _chunks(size, x_SxD, targets_S))
     chunks = dx.shape[0]
     dx_SxD = dx.swapaxes(0, 1).reshape(x_SxD.shape)

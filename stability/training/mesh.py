@@ -1,9 +1,4 @@
-"""Where the lanes of a program lie: a mesh of devices with one axis over lanes and two inside a lane.
-
-`lanes`   a run's seat: nothing passes between lanes
-`data`    each device takes its part of a lane's batch; parameters are copied
-`fsdp`    as `data`, and parameters and optimizer state are cut too (fully sharded data parallelism, arXiv 2304.11277)
-"""
+"""Where the lanes of a program lie: the devices as a mesh (`stability.model.axes`), and states and batches on them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,26 +8,12 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from stability.config import Role, RunConfig
+from stability.config import RunConfig
+from stability.model.axes import AXES, DATA, FSDP, LANES, parameter_spec
 from stability.model.parameterization import Kind
 from stability.model.transformer import parameter_kinds
 from stability.training.optimizer import direction
 from stability.training.step import TrainState
-
-LANES, DATA, FSDP = AXES = ("lanes", "data", "fsdp")
-
-WIDTH_DIMENSION: dict[Role, int | None] = {
-    "embedding": 1,
-    "query": 0,
-    "key": 0,
-    "value": 0,
-    "attention_output": 1,
-    "mlp_in": 0,
-    "mlp_out": 1,
-    "head": 0,
-    "gain": None,
-}
-"""Which dimension of a role's matrix is as long as the model is wide: `fsdp` cuts that one. Gains are copied."""
 
 
 def lane_mesh(devices: Sequence[jax.Device], data: int = 1, fsdp: int = 1) -> Mesh:
@@ -77,10 +58,9 @@ def state_sharding(config: RunConfig, mesh: Mesh, state: TrainState) -> TrainSta
     """
 
     def of(kind: Kind) -> NamedSharding:
-        dimension = WIDTH_DIMENSION[kind.role]
-        if dimension is None or mesh.shape[FSDP] == 1:
+        if mesh.shape[FSDP] == 1:
             return over_lanes(mesh)
-        return NamedSharding(mesh, _spec(LANES, *(None,) * dimension, FSDP))
+        return NamedSharding(mesh, _spec(LANES, *parameter_spec(kind.role)))
 
     parameters = jax.tree.map(of, parameter_kinds(config))
     lane = over_lanes(mesh)

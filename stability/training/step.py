@@ -5,6 +5,7 @@ Shapes: B batch, T time, A micro-batches of b sequences, C steps in one dispatch
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from stability.config import RunConfig
+from stability.model.axes import cut_as_parameters
 from stability.model.observation import Observations, combined, dealt, when
-from stability.model.transformer import Parameters, final_stream, head_parameters, initialise
+from stability.model.transformer import Parameters, final_stream, head_parameters, initialise, parameter_kinds
 from stability.training.loss import Loss, head_loss
 from stability.training.observe import observe_tensors
 from stability.training.optimizer import apply_update, clip_factor, direction
@@ -98,17 +100,19 @@ def batch_gradients(
         losses, observations = _losses(config, parameters, tokens, observe)
         return losses.total, (losses, observations)
 
+    cut = partial(cut_as_parameters, parameter_kinds(config))
     gradient = jax.grad(objective, has_aux=True)
     if config.micro_batch == tokens_BxT1.shape[0]:
         gradients, (losses, observations) = gradient(parameters, tokens_BxT1)
-        return gradients, losses, observations
+        return cut(gradients), losses, observations
 
     def one(total: Parameters, tokens: Array) -> tuple[Parameters, tuple[Loss, Observations]]:
         gradients, parts = gradient(parameters, tokens)
-        return jax.tree.map(jnp.add, total, gradients), parts
+        return cut(jax.tree.map(jnp.add, total, cut(gradients))), parts
 
     tokens_Axbxt = dealt(tokens_BxT1, config.micro_batch)
-    total, (losses, observations) = jax.lax.scan(one, jax.tree.map(jnp.zeros_like, parameters), tokens_Axbxt)
+    nothing = cut(jax.tree.map(jnp.zeros_like, parameters))
+    total, (losses, observations) = jax.lax.scan(one, nothing, tokens_Axbxt)
     gradients = jax.tree.map(lambda all_: all_ / tokens_Axbxt.shape[0], total)
     return gradients, jax.tree.map(jnp.mean, losses), combined(observations)
 
