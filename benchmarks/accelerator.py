@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.accelerator_summary import found, printed, summary
-from benchmarks.accelerator_tasks import SECTIONS, SIZES, TORCH, Task, values
+from benchmarks.accelerator_tasks import SECTIONS, SIZES, SMALL, TORCH, Task, values
 from benchmarks.on_device import RESULT
 from benchmarks.reporting import processor_name, write
 
@@ -43,6 +43,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--measure", type=float, default=5.0, help="seconds that a measurement is repeated, compiled")
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of mfu, ours")
     parser.add_argument("--peer-sizes", nargs="+", choices=SIZES, default=list(SIZES), help="of peers")
+    parser.add_argument("--small", nargs="+", choices=SMALL, default=list(SMALL), help="small batches")
     parser.add_argument("--lanes", nargs="+", type=int, default=[8, 32, 16, 4])
     parser.add_argument("--micro-batch", nargs="+", default=[], metavar="SIZE=N", help="ours")
     parser.add_argument("--peer-micro-batch", nargs="+", default=[], metavar="SIZE=N")

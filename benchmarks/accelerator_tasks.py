@@ -96,7 +96,8 @@ def ours(given: argparse.Namespace, name: str) -> dict[str, Any]:
 
 
 def lanes(given: argparse.Namespace) -> Iterator[Task]:
-    for name, shape in SMALL.items():
+    for name in given.small:
+        shape = SMALL[name]
         arguments = {
             "kind": "lanes",
             "shape": TINY if given.tiny else shape,
@@ -127,8 +128,8 @@ def peers(given: argparse.Namespace) -> Iterator[Task]:
         micro_batch = 4 if given.tiny else asked.get(name, size.plain_micro_batch)
         yield from both_peers(given, name, size.shape, micro_batch, size.seconds)
         if name == REMEMBERED:  # the small batches before the other sizes
-            for small, shape in SMALL.items():
-                yield from both_peers(given, small, shape, shape.batch, 60)
+            for small in given.small:
+                yield from both_peers(given, small, SMALL[small], SMALL[small].batch, 60)
 
 
 def both_peers(given: argparse.Namespace, name: str, shape: Shape, micro_batch: int, seconds: float) -> Iterator[Task]:

@@ -71,18 +71,27 @@ CHOICES: dict[str, dict[str, Any]] = {
     "blockwise": {"attention": "blockwise"},
     "chunked head": {"head_chunk": 16},
     "chunks of one position": {"head_chunk": 1},
+    "scanned": {"blocks": "scanned"},
     "rematerialised": {"rematerialise": "blocks"},
     "products kept": {"rematerialise": "all_but_products"},
     "accumulated": {"micro_batch": 2},
-    "everything": {"attention": "blockwise", "head_chunk": 8, "rematerialise": "blocks", "micro_batch": 3},
+    "everything": {
+        "attention": "blockwise",
+        "head_chunk": 8,
+        "blocks": "scanned",
+        "rematerialise": "blocks",
+        "micro_batch": 3,
+    },
 }
 MODELS: dict[str, dict[str, Any]] = {
     "softmax": {},
     "squared relu, whole width": {"attention": "squared_relu", "qk_layernorm": "whole_width"},
     "mup, scaled": {"parameterization": "mup_full", "attention_scale_exponent": 0.7, "kappa": 4.0},
     "bigram": {"attention": "none", "mlp": "none"},
+    "three blocks": {"depth": 3},
 }
 CASES = [(choice, "softmax") for choice in CHOICES] + [("everything", model) for model in MODELS if model != "softmax"]
+"""Each choice alone, and all together with each model."""
 
 
 @pytest.mark.parametrize(("choice", "model"), CASES, ids=[f"{choice}-{model}" for choice, model in CASES])

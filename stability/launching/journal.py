@@ -9,7 +9,7 @@ from stability.config import BESIDE_IDENTITY, scientific, to_mapping
 from stability.launching.folder import SweepFolder
 from stability.launching.orders import Orders
 from stability.launching.plan import PlannedRun
-from stability.model.kernels import with_chosen_kernel
+from stability.model.transformer import as_computed
 from stability.tracking.console import Console
 from stability.tracking.locks import Locks
 from stability.tracking.record import Row, RunFolder
@@ -72,7 +72,7 @@ class RunJournal:
     def start(self) -> None:
         """Open the record and the tracker's run."""
         config = scientific(self.run.config)
-        settings = to_mapping(with_chosen_kernel(self.run.config), BESIDE_IDENTITY)
+        settings = to_mapping(as_computed(self.run.config), BESIDE_IDENTITY)
         start = {**self.desk.provenance, "resumed_from_step": self.step, "settings": settings}
         self.folder.begin(config, self.run.fingerprint, start)
         arm = tuple(self.run.arm.split(", "))

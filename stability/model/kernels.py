@@ -9,7 +9,6 @@ Shapes: B batch, T time, H heads, K head dim, Q queries of a block, P keys up to
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import jax
@@ -166,11 +165,6 @@ def chosen_kernel(config: RunConfig) -> Kernel:
     if _why_not_cudnn(config) is None:
         return "cudnn"
     return "plain" if config.training.sequence_length <= PLAIN_UP_TO else "blockwise"
-
-
-def with_chosen_kernel(config: RunConfig) -> RunConfig:
-    """The config with the kernel's name in the place of `auto`, for the record."""
-    return replace(config, compute=replace(config.compute, attention=chosen_kernel(config)))
 
 
 def refuse_kernel(config: RunConfig) -> None:

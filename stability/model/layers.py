@@ -165,8 +165,8 @@ class Attention(nnx.Module):
             time: the length of the whole sequence.
         """
 
-    def observe_weights(self, weight_BxHxQxP: Float[Array, "B H Q P"]) -> Observations:
-        """What the weights show beside the logits, one value a head; nothing unless a variant says so."""
+    def observe_distribution(self, logits_BxHxQxT: Float[Array, "B H Q T"]) -> Observations:
+        """What weights show beside the logits that make them, one value a head; nothing unless a variant says so."""
         return {}
 
     def __call__(
@@ -202,7 +202,7 @@ class Attention(nnx.Module):
         query_rms, key_rms: over positions and head dim, `before_norm` as projected and `after_norm` as they enter the
         product (the rotation keeps it);
         query_key_cosine: mean over the causal pairs of the cosine of query and key as they enter the product;
-        and what `observe_weights` adds.
+        and what `observe_distribution` adds.
 
         Logits are computed anew from queries and keys, a part of them at a time (`by_parts`), so that they are exact
         whatever kernel mixes values, and no kernel has to give them away.
@@ -230,13 +230,17 @@ class Attention(nnx.Module):
         query_norm = jnp.linalg.norm(query.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., :, None]
         key_norm = jnp.linalg.norm(key.astype(jnp.float32), axis=-1).swapaxes(1, 2)[..., None, :]
         cosine = dot_BxHxQxT / jnp.maximum(query_norm * key_norm, 1e-30)
+        # Rows first: reductions of one shape read the logits once for all.
+        largest = jnp.max(logits, 3)
+        largest_absolute = jnp.max(jnp.where(past, jnp.abs(logits), 0.0), 3)
+        cosines = jnp.sum(jnp.where(past, cosine, 0.0), 3)
         # A mean over all pairs of the whole: parts have as many queries each, not as many pairs.
         pairs = query.shape[0] * queries * (time + 1) / 2
         return {
-            "attention_logit/max": jnp.max(logits, (0, 2, 3)),
-            "attention_logit/abs_max": jnp.max(jnp.where(past, jnp.abs(logits), 0.0), (0, 2, 3)),
-            "query_key_cosine": jnp.sum(jnp.where(past, cosine, 0.0), (0, 2, 3)) / pairs,
-        } | self.observe_weights(self.weigh(logits, config, time))
+            "attention_logit/max": jnp.max(largest, (0, 2)),
+            "attention_logit/abs_max": jnp.max(largest_absolute, (0, 2)),
+            "query_key_cosine": jnp.sum(cosines, (0, 2)) / pairs,
+        } | self.observe_distribution(logits)
 
 
 OBSERVED_AT_ONCE = 2**24
@@ -288,10 +292,14 @@ class SoftmaxAttention(Attention):
         """Softmax over keys."""
         return jax.nn.softmax(logits_BxHxQxP, axis=-1)
 
-    def observe_weights(self, weight_BxHxQxP: Float[Array, "B H Q P"]) -> Observations:
-        """attention_entropy: mean over queries, in nats."""
-        log_weight = jnp.where(weight_BxHxQxP > 0, jnp.log(jnp.where(weight_BxHxQxP > 0, weight_BxHxQxP, 1.0)), 0.0)
-        return {"attention_entropy": -jnp.sum(weight_BxHxQxP * log_weight, -1).mean((0, 2))}
+    def observe_distribution(self, logits_BxHxQxT: Float[Array, "B H Q T"]) -> Observations:
+        """attention_entropy: mean over queries, in nats: log Z - sum p x logit, counted from the row's largest."""
+        past = jnp.isfinite(logits_BxHxQxT)
+        below = logits_BxHxQxT - jnp.max(logits_BxHxQxT, 3, keepdims=True)
+        unnormalised = jnp.exp(below)
+        z = jnp.sum(unnormalised, 3)
+        energy = jnp.sum(jnp.where(past, unnormalised * below, 0.0), 3)
+        return {"attention_entropy": jnp.mean(jnp.log(z) - energy / z, (0, 2))}
 
 
 class SquaredReluAttention(Attention):

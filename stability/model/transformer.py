@@ -5,16 +5,20 @@ arrays, and no NNX type leaves this file.
 Shapes: B batch, T time, S = B x T positions, D width, V vocabulary.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from stability.config import RunConfig
 from stability.model.axes import cut_by_rows
+from stability.model.kernels import chosen_kernel
 from stability.model.layers import ATTENTIONS, MLPS, Dense, LayerNorm
 from stability.model.observation import Observations, rms, when
 from stability.model.parameterization import kinds, matrix
@@ -80,12 +84,56 @@ class Transformer(nnx.Module):
         x_SxD = rows.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False).astype(config.training.precision)
         x_SxD = cut_by_rows(x_SxD)
         observations: Observations = {}
-        for name, block in self.blocks.items():
-            x_SxD, seen = _rematerialised(block, config, time)(x_SxD, observe)
-            observations |= {f"{quantity}/{name}": value for quantity, value in seen.items()}
+        in_turn = _scanned if scans_blocks(config) else _unrolled
+        x_SxD, seen = in_turn(list(self.blocks.values()), x_SxD, config, time, observe)
+        for name, of_block in zip(self.blocks, seen, strict=True):
+            observations |= {f"{quantity}/{name}": value for quantity, value in of_block.items()}
         x_SxD = self.final_norm(x_SxD, config.model.layernorm_eps)
         observations["final_stream/rms"] = when(observe, rms, x_SxD)
         return x_SxD, observations
+
+
+SCANNED_FROM = 6
+"""Blocks from which on `auto` scans them on accelerators."""
+
+
+def scans_blocks(config: RunConfig) -> bool:
+    """Whether a loop goes through the blocks."""
+    asked = config.compute.blocks
+    return asked == "scanned" or (
+        asked == "auto" and config.model.depth >= SCANNED_FROM and jax.default_backend() != "cpu"
+    )
+
+
+def as_computed(config: RunConfig) -> RunConfig:
+    """The config with what is done here in the place of `auto`, for the record."""
+    compute = replace(config.compute, attention=chosen_kernel(config))
+    return replace(config, compute=replace(compute, blocks="scanned" if scans_blocks(config) else "unrolled"))
+
+
+def _unrolled(
+    blocks: Sequence[Block], x_SxD: Array, config: RunConfig, time: int, observe: Array
+) -> tuple[Array, list[Observations]]:
+    """The stream after all blocks, and what each observed."""
+    seen = []
+    for block in blocks:
+        x_SxD, of_block = _rematerialised(block, config, time)(x_SxD, observe)
+        seen.append(of_block)
+    return x_SxD, seen
+
+
+def _scanned(
+    blocks: Sequence[Block], x_SxD: Array, config: RunConfig, time: int, observe: Array
+) -> tuple[Array, list[Observations]]:
+    """`_unrolled`, as a loop: blocks have one structure, and their weights are stacked for it."""
+    graphs, states = zip(*(nnx.split(block) for block in blocks), strict=True)
+
+    def one(x_SxD: Array, state: Any) -> tuple[Array, Observations]:
+        return _rematerialised(nnx.merge(graphs[0], state), config, time)(x_SxD, observe)
+
+    weights = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    x_SxD, seen = jax.lax.scan(one, x_SxD, weights, length=len(blocks))
+    return x_SxD, [jax.tree.map(lambda all_, i=i: all_[i], seen) for i in range(len(blocks))]
 
 
 def _rematerialised(block: Block, config: RunConfig, time: int) -> Callable[..., tuple[Array, Observations]]:
@@ -110,10 +158,24 @@ def _build(config: RunConfig) -> Transformer:
     return Transformer(config, nnx.Rngs(params=jax.random.key(config.seed)))
 
 
+@functools.cache
+def _abstract_of(structure: Any) -> tuple[Any, Any, Any, Any]:
+    """`_abstract` and `_abstract_head` of a config's structure: its leaves are in no shape and in no metadata."""
+    config = jax.tree.unflatten(structure, [np.zeros((), np.uint32)] * structure.num_leaves)
+    model = nnx.eval_shape(lambda: _build(config))
+    return (*nnx.split(model), *nnx.split(model.head))
+
+
 def _abstract(config: RunConfig) -> tuple[Any, Any]:
     """The module tree's definition and its abstract variables: shapes and metadata, no arrays."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: _build(config)))
-    return graph, state
+    graph, state, _, _ = _abstract_of(jax.tree.structure(config))
+    return graph, jax.tree.map(lambda leaf: leaf, state)
+
+
+def _abstract_head(config: RunConfig) -> tuple[Any, Any]:
+    """`_abstract` of the head alone."""
+    _, _, graph, state = _abstract_of(jax.tree.structure(config))
+    return graph, jax.tree.map(lambda leaf: leaf, state)
 
 
 def initialise(config: RunConfig) -> Parameters:
@@ -160,7 +222,7 @@ def output_logits(
         x_SxD: rows of the final stream.
         whole_tiles_of: V is the vocabulary filled up to a multiple of this; what is beyond it is zero, and no logit.
     """
-    graph, state = nnx.split(nnx.eval_shape(lambda: _build(config)).head)
+    graph, state = _abstract_head(config)
     nnx.replace_by_pure_dict(state, head)
     logits: Array = nnx.merge(graph, state)(x_SxD, jnp.float32, whole_tiles_of)
     return logits

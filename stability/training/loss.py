@@ -36,7 +36,10 @@ def loss(config: RunConfig, logits_SxV: Float[Array, "S V"], targets_S: Int[Arra
 
     Source: arXiv 2309.14322, Section 2.1; z-loss after PaLM (arXiv 2204.02311).
     """
-    log_z_S = jax.nn.logsumexp(logits_SxV, axis=-1)
+    return _loss(config, logits_SxV, jax.nn.logsumexp(logits_SxV, axis=-1), targets_S)
+
+
+def _loss(config: RunConfig, logits_SxV: Array, log_z_S: Array, targets_S: Array) -> Loss:
     target_S = jnp.take_along_axis(logits_SxV, targets_S[:, None], axis=-1)[:, 0]
     cross_entropy = jnp.mean(log_z_S - target_S)
     log_z_squared = jnp.mean(jnp.square(log_z_S))
@@ -88,22 +91,29 @@ def _logits(config: RunConfig, head: Parameters, x_CxD: Float[Array, "C D"]) -> 
     return output_logits(config, head, x_CxD, TILE)
 
 
+def _log_z(config: RunConfig, logits: Float[Array, "C V+"]) -> Float[Array, " C"]:
+    return jax.nn.logsumexp(logits[:, : config.data.vocabulary_size], axis=-1)
+
+
 def _chunk_loss(
-    config: RunConfig, logits: Float[Array, "C V+"], targets_C: Int[Array, " C"], observe: Bool[Array, ""]
+    config: RunConfig, logits: Float[Array, "C V+"], log_z_C: Array, targets_C: Array, observe: Array
 ) -> tuple[Loss, Observations]:
     vocabulary = config.data.vocabulary_size
 
     def measure(logits: Array) -> Observations:
         return observe_output_logits(logits[:, :vocabulary])
 
-    return loss(config, logits[:, :vocabulary], targets_C), when(observe, measure, logits)
+    return _loss(config, logits, log_z_C, targets_C), when(observe, measure, logits)
 
 
 def logits_gradient(
-    config: RunConfig, logits_SxV: Float[Array, "S V"], targets_S: Int[Array, " S"]
+    config: RunConfig,
+    logits_SxV: Float[Array, "S V"],
+    log_z_S: Float[Array, " S"],
+    targets_S: Int[Array, " S"],
 ) -> Float[Array, "S V"]:
     """The gradient of `loss(...).total` by the logits: (softmax x (1 + 2 z_loss log Z) - [is the target]) / S."""
-    log_z_Sx1 = jax.nn.logsumexp(logits_SxV, axis=-1, keepdims=True)
+    log_z_Sx1 = log_z_S[:, None]
     weight_SxV = jnp.exp(logits_SxV - log_z_Sx1) * (1 + 2 * config.loss.z_loss * log_z_Sx1)
     is_target_SxV = jax.lax.broadcasted_iota(jnp.int32, logits_SxV.shape, 1) == targets_S[:, None]
     return (weight_SxV - is_target_SxV) / len(targets_S)
@@ -115,7 +125,8 @@ def _in_chunks(
 ) -> tuple[Loss, Observations]:
     def one(chunk: tuple[Array, Array]) -> tuple[Loss, Observations]:
         x_CxD, targets_C = chunk
-        return _chunk_loss(config, _logits(config, head, x_CxD), targets_C, observe)
+        logits = _logits(config, head, x_CxD)
+        return _chunk_loss(config, logits, _log_z(config, logits), targets_C, observe)
 
     return _joined(jax.lax.map(one, _chunks(size, x_SxD, targets_S)))
 
@@ -139,8 +150,9 @@ def _in_chunks_forward(
     def one(head_gradient: Parameters, chunk: tuple[Array, Array]) -> Any:
         x_CxD, targets_C = chunk
         logits, of_gradient = jax.vjp(partial(_logits, config), head, x_CxD)
-        parts = _chunk_loss(config, logits, targets_C, observe)
-        dlogits = logits_gradient(config, logits[:, :vocabulary], targets_C)
+        log_z_C = _log_z(config, logits)
+        parts = _chunk_loss(config, logits, log_z_C, targets_C, observe)
+        dlogits = logits_gradient(config, logits[:, :vocabulary], log_z_C, targets_C)
         more, dx = of_gradient(jnp.pad(dlogits, [(0, 0), (0, logits.shape[1] - dlogits.shape[1])]))
         return cut(jax.tree.map(jnp.add, head_gradient, cut(more))), (dx, parts)
 
