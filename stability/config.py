@@ -199,7 +199,7 @@ class ComputeConfig:
     attention       the kernel that mixes values; `auto` is the fastest that device, precision and sizes allow
     head_chunk      positions whose output logits are there at a time; null is all of them while they are small
     blocks          each as code of its own, or one that a loop goes through with each block's weights in turn: a
-                    twelfth of the code of twelve to trace and compile; `auto` is that on accelerators from 6 blocks on
+                    twelfth of the code of twelve to trace and compile; `auto` is that on accelerators from 48 blocks on
     rematerialise   what backpropagation computes again instead of keeping: nothing, all but matrix products, or whole
                     blocks
     micro_batch     sequences in memory at a time, at most, whose gradients are added up to the batch's; null is the
