@@ -8,6 +8,7 @@ import jax
 import pytest
 import yaml
 from conftest import TINY, Command
+from quick import compile_quickly
 
 from stability.command_line import config_folders
 from stability.config import RunConfig, fingerprint, scientific
@@ -17,6 +18,7 @@ from stability.launching.host import check_host, prepare_host
 from stability.launching.memory import program_bytes, with_fitted_micro_batch
 from stability.launching.settings import Host
 from stability.tracking.files import read_json
+from stability.training import lanes
 from stability.typed import from_mapping
 from tests.test_interventions import compose
 
@@ -91,8 +93,9 @@ def test_the_command_refuses_another_machine_at_once_but_plans_for_it(command: C
     assert planned.code == 0
 
 
-def test_a_sweep_goes_on_on_another_kind_of_host(command: Command) -> None:
+def test_a_sweep_goes_on_on_another_kind_of_host(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Begun with one way of computing, extended with another: nothing twice, and the curves say so."""
+    monkeypatch.setattr(lanes, "compile_program", compile_quickly)
     assert command(*TINY, "output_dir=here", "seed=0,1").code == 0
     more = command(*TINY, "output_dir=here", "seed=0,1,2", "compute.micro_batch=2", "compute.attention=blockwise")
     assert more.code == 0

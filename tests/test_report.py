@@ -421,7 +421,7 @@ def test_the_table_of_runs_is_sorted_by_a_click(opened: Any, sweep: Path) -> Non
     assert texts[-4:] == ["-"] * 4, "what is not known comes last"
 
 
-@pytest.mark.parametrize("make", [hostile_sweep, hostile_table])
+@pytest.mark.parametrize("make", [hostile_sweep, pytest.param(hostile_table, marks=pytest.mark.slow)])
 def test_hostile_names_do_nothing_in_a_browser(make: Any, opened: Any, tmp_path: Path) -> None:
     analyze(make(tmp_path / "hostile.csv"), tmp_path / "out", figure_formats=())
     tab = opened(tmp_path / "out" / "report.html")

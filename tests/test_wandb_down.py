@@ -103,6 +103,7 @@ LIKE_OTHERS = (
     "drops every connection",
     "says 500 after a while",
     "key has expired",
+    "fails now and then",
 )
 """Slow: the default suite has one of each kind."""
 
