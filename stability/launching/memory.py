@@ -14,6 +14,7 @@ import jax
 
 from stability.config import RunConfig
 from stability.model.kernels import MOST_BLOCKS, chosen_kernel
+from stability.model.transformer import scans_blocks
 from stability.training.lanes import STEPS_PER_DISPATCH, Program
 from stability.training.loss import chunk_size
 
@@ -51,6 +52,8 @@ STATES = 5.2
 """How many arrays of each kind a step holds at its fullest: fitted to what XLA reports for 28 structures on a CPU."""
 ACCUMULATED = 1.0
 """Sums of gradients beside those of a micro-batch, in parameters."""
+SCANNED = 1.85
+"""How many times what blocks keep it takes to stack it: seen once, for 12 blocks on an H100."""
 
 
 def activation_bytes(config: RunConfig) -> int:
@@ -63,9 +66,9 @@ def activation_bytes(config: RunConfig) -> int:
 
     QK_STREAMS once for qk-layernorm and once for kappa, a sublayer's terms only where the config has it. Where blocks
     are rematerialised N counts one stream a block, and one block whole; without their intermediate arrays blocks count
-    half. C are the positions whose logits are there at a time. Attention weights are those of all blocks (n = N) with
-    the plain kernel, of one in `MOST_BLOCKS` parts with `blockwise`, and none where attention is fused. At the end of
-    the update it is gradients, updates, and new parameters and moments beside the old: u = 4 STATES P. Each phase uses
+    half; a loop over blocks stacks what they keep (SCANNED). C are the positions whose logits are there at a time.
+    Attention weights are those of all blocks (n = N) with the plain kernel, of one in `MOST_BLOCKS` parts with
+    `blockwise`, and none where attention is fused. At the end of the update it is gradients, updates, and new parameters and moments beside the old: u = 4 STATES P. Each phase uses
     the other's memory again. Logits and attention weights are float32 in every precision (c = 4); XLA on a CPU holds
     everything as float32, elsewhere bfloat16 streams count 2 bytes.
 
@@ -81,7 +84,8 @@ def activation_bytes(config: RunConfig) -> int:
         block += MLP_STREAMS + MLP_HIDDENS * model.mlp_ratio
     number = 2 if training.precision == "bfloat16" and jax.default_backend() != "cpu" else FLOAT32
     blocks = {"none": model.depth * block, "all_but_products": (model.depth / 2 + 1) * block}
-    kept = number * stream * (STREAMS + blocks.get(config.compute.rematerialise, model.depth + block))
+    stacked = SCANNED if scans_blocks(config) else 1.0
+    kept = number * stream * (STREAMS + stacked * blocks.get(config.compute.rematerialise, model.depth + block))
     kept += FLOAT32 * LOGITS * chunk_size(config, positions) * (config.data.vocabulary_size or 0)
     kept += (
         FLOAT32 * ATTENTION_WEIGHTS * _blocks_of_weights(config) * positions * training.sequence_length * model.heads
