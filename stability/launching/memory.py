@@ -68,9 +68,10 @@ def activation_bytes(config: RunConfig) -> int:
     are rematerialised N counts one stream a block, and one block whole; without their intermediate arrays blocks count
     half; a loop over blocks stacks what they keep (SCANNED). C are the positions whose logits are there at a time.
     Attention weights are those of all blocks (n = N) with the plain kernel, of one in `MOST_BLOCKS` parts with
-    `blockwise`, and none where attention is fused. At the end of the update it is gradients, updates, and new parameters and moments beside the old: u = 4 STATES P. Each phase uses
-    the other's memory again. Logits and attention weights are float32 in every precision (c = 4); XLA on a CPU holds
-    everything as float32, elsewhere bfloat16 streams count 2 bytes.
+    `blockwise`, and none where attention is fused. At the end of the update it is gradients, updates, and new
+    parameters and moments beside the old: u = 4 STATES P. Each phase uses the other's memory again. Logits and
+    attention weights are float32 in every precision (c = 4); XLA on a CPU holds everything as float32, elsewhere
+    bfloat16 streams count 2 bytes.
 
     Args:
         config: resolved.
