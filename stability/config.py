@@ -189,7 +189,6 @@ class DataConfig:
 
 Kernel = Literal["plain", "blockwise", "cudnn", "splash"]
 """How attention is computed (`stability.model.kernels`)."""
-KERNELS: tuple[Kernel, ...] = get_args(Kernel)
 
 
 @config_class

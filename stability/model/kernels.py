@@ -117,11 +117,6 @@ def splash(query: Array, key: Array, value: Array, scale: Scalar, interpret: boo
 FUSED: dict[Kernel, Callable[..., Array]] = {"cudnn": cudnn, "splash": splash}
 
 
-def is_fused(kernel: Kernel) -> bool:
-    """Whether a kernel computes softmax weights itself, on chip."""
-    return kernel in FUSED
-
-
 def mix(kernel: Kernel, query: Array, key: Array, value: Array, scale: Scalar, weigh: Weigh) -> Float[Array, "B T H K"]:
     """Values mixed over the past of each position, by the kernel of that name.
 

@@ -183,13 +183,12 @@ class Attention(nnx.Module):
         weigh, scale = partial(self.weigh, config=model, time=time), attention_scale(model)
         mixed = kernels.mix(chosen_kernel(config), query, key, value.reshape(heads), scale, weigh)
 
-        measure = partial(self.observe, model, scale)
+        measure = partial(self.observe, scale)
         observations = when(observe, measure, flat_query.reshape(heads), flat_key.reshape(heads), query, key)
         return self.out(mixed.reshape(x_SxD.shape)), observations
 
     def observe(
         self,
-        config: ModelConfig,
         scale: Scalar,
         raw_query: Float[Array, "B T H K"],
         raw_key: Float[Array, "B T H K"],
@@ -212,11 +211,10 @@ class Attention(nnx.Module):
             "query_rms/after_norm": rms(query, (0, 1, 3)),
             "key_rms/before_norm": rms(raw_key, (0, 1, 3)),
             "key_rms/after_norm": rms(key, (0, 1, 3)),
-        } | by_parts(partial(self.observe_logits, config, scale), query, key)
+        } | by_parts(partial(self.observe_logits, scale), query, key)
 
     def observe_logits(
         self,
-        config: ModelConfig,
         scale: Scalar,
         query: Float[Array, "B Q H K"],
         key: Float[Array, "B T H K"],
