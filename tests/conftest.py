@@ -1,6 +1,7 @@
 """What tests share: the command line, run inside this process, and a sweep small enough to train in a second."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,10 @@ import pytest
 
 hypothesis.settings.register_profile("stability", deadline=None)  # a busy machine is no failure
 hypothesis.settings.load_profile("stability")
+
+# Who starts the tests in the background of a script has them ignore Ctrl-C, which some of them send.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Eight CPU devices, whatever the machine has; a program lies on the first unless a test says otherwise. Now, because
 # JAX looks at its devices when the first test module is imported.
