@@ -19,7 +19,7 @@ from stability.model import kernels, layers
 from stability.model.axes import DATA, FSDP
 from stability.model.kernels import chosen_kernel, refuse_kernel
 from stability.model.observation import combined, dealt
-from stability.model.transformer import initialise
+from stability.model.transformer import as_computed, initialise
 from stability.training import loss
 from stability.training.lanes import STEPS_PER_DISPATCH, compile_program
 from stability.training.mesh import lane_mesh
@@ -319,6 +319,15 @@ def test_auto_takes_the_fused_kernel_where_it_can_be_used(
         else:
             with pytest.raises(InputError, match=r"compute\.attention"):
                 refuse_kernel(asked)
+
+
+def test_deep_models_are_scanned_on_accelerators_and_the_record_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    deep, shallow = run(depth=48), run(depth=12)
+    assert {as_computed(one).compute.blocks for one in (deep, shallow)} == {"unrolled"}
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [as_computed(one).compute.blocks for one in (deep, shallow)] == ["scanned", "unrolled"]
+    assert as_computed(run({"blocks": "scanned"})).compute.blocks == "scanned"
+    assert as_computed(deep).compute.attention == "plain"
 
 
 def test_how_it_is_computed_is_no_part_of_what_a_run_is() -> None:

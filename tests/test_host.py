@@ -106,6 +106,20 @@ def test_a_sweep_goes_on_on_another_kind_of_host(command: Command, monkeypatch: 
     assert any("compute.micro_batch: 2, None" in line for line in warned)
 
 
+def test_programs_are_kept_where_the_command_says(tmp_path: Path) -> None:
+    """Apart by processor there too; what the environment chose before holds."""
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        prepare_host(Host(compilation_cache=str(tmp_path / "programs")))
+        chosen = jax.config.jax_compilation_cache_dir
+        assert Path(chosen).parent == tmp_path / "programs"
+        prepare_host(Host(compilation_cache=str(tmp_path / "others")))
+        assert jax.config.jax_compilation_cache_dir == chosen
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+
+
 @pytest.mark.parametrize("source", ["sweeps/sweep", "conf/host"])
 def test_a_file_may_not_choose_the_programs_to_execute(source: str, command: Command, tmp_path: Any) -> None:
     folder = tmp_path / source

@@ -19,16 +19,21 @@ from stability.training.lanes import Program, Programs
 CPUINFO = Path("/proc/cpuinfo")
 
 
-def keep_compiled_programs() -> None:
+def keep_compiled_programs(folder: Path | None = None) -> None:
     """Have JAX keep what it compiles, unless the user has chosen a folder (JAX_COMPILATION_CACHE_DIR) or none.
+
+    The first call decides.
 
     JAX names an entry by program, compiler options and versions, but on CPU not by what the processor can do: code made
     for another one may be slow, or stop the process. So each kind of processor has a folder of its own.
     JAX_ENABLE_COMPILATION_CACHE=false opts out.
+
+    Args:
+        folder: where; None is the user's cache folder.
     """
     settings: Any = jax.config
     if settings.jax_compilation_cache_dir is None:
-        settings.update("jax_compilation_cache_dir", str(cache_folder() / "compiled" / processor()))
+        settings.update("jax_compilation_cache_dir", str((folder or cache_folder() / "compiled") / processor()))
         # All three programs of a structure, also the quick ones: together they are what a start waits for.
         settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

@@ -6,11 +6,13 @@ its start. Nothing of that is part of what a run is, so a sweep may be begun on 
 
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from stability.errors import InputError
+from stability.launching.compilation_cache import keep_compiled_programs
 from stability.launching.settings import Host
 
 XLA_FLAGS = "XLA_FLAGS"
@@ -38,9 +40,8 @@ def prepare_host(host: Host) -> None:
         os.environ[XLA_FLAGS] = " ".join([*given, *added])
     if host.platform == "cpu":
         settings.update("jax_platforms", "cpu")
-    if host.compilation_cache is not None and settings.jax_compilation_cache_dir is None:
-        settings.update("jax_compilation_cache_dir", os.path.expanduser(host.compilation_cache))
-        settings.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    if host.compilation_cache is not None:
+        keep_compiled_programs(Path(host.compilation_cache).expanduser().absolute())
 
 
 def check_host(host: Host) -> None:

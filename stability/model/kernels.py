@@ -30,7 +30,7 @@ SMALLEST_BLOCK = 64
 CUDNN_HEAD_DIM = 128
 """The largest that cuDNN's fused kernel takes forward and backward on every GPU that has it."""
 TILE = 128
-"""Rows and columns that a TPU's matrix unit takes at a time: `splash` wants sequences of whole tiles."""
+"""Rows and columns that matrix units are fastest with: `splash` wants sequences of whole tiles."""
 
 
 def product(query: Float[Array, "B Q H K"], key: Float[Array, "B P H K"]) -> Float[Array, "B H Q P"]:
