@@ -99,7 +99,7 @@ def follow(orders: Following, get_ready: Callable[[int], Share]) -> int:
 def _ready(orders: Following, get_ready: Callable[[int], Share], begin: dict[str, Any]) -> Share:
     try:
         share = get_ready(begin["memory"])
-    except Exception as error:
+    except Exception as error:  # whatever it is, process 0 waits for an answer
         orders.ready(" ".join(str(error).split()) or type(error).__name__)
         raise
     same = share.what == begin["what"]
