@@ -435,7 +435,7 @@ def observer(heads: int, head_dim: int) -> Callable[..., Any]:
     from stability.model.layers import SoftmaxAttention, by_parts
 
     model = ModelConfig(width=heads * head_dim, depth=1, head_dim=head_dim)
-    measure = functools.partial(SoftmaxAttention(model, nnx.Rngs(0)).observe_logits, model, head_dim**-0.5)
+    measure = functools.partial(SoftmaxAttention(model, nnx.Rngs(0)).observe_logits, head_dim**-0.5)
 
     def observe(query: Any, key: Any, _: Any) -> Any:
         return by_parts(measure, query, key)

@@ -12,63 +12,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from stability.config import ModelConfig, Role, RunConfig, Scalar, largest_divisor
 from stability.model import kernels
-from stability.model.axes import whole
 from stability.model.kernels import chosen_kernel
-from stability.model.observation import Observations, combined, dealt, rms, when
+from stability.model.observation import Observations, combined, dealt, rms
+from stability.model.operations import gelu, normalise, product
 from stability.model.parameterization import attention_scale, gain, matrix, rule
-
-TRANSPOSED_FROM = 128
-"""Fan-in from which on `product` transposes its input for the gradient on a CPU; below it costs what it saves."""
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def product(
-    x_SxI: Float[Array, "S I"], kernel_IxO: Float[Array, "I O"], result: DTypeLike | None = None
-) -> Float[Array, "S O"]:
-    """x W in the precision of x; the gradient of W keeps W's own precision.
-
-    On a CPU that gradient, x^T dy, is a product of an x^T that lies in memory as such: XLA would read x and dy across
-    their rows at half the speed (docs/lab_notebook.md). Other devices transpose as they read, at no cost.
-
-    Args:
-        x_SxI: activations.
-        kernel_IxO: a weight, in float32.
-        result: the type of the result; None is that of x. Products are summed up in float32 in any case.
-    """
-    return _forward(x_SxI, kernel_IxO, result)
-
-
-def _forward(x_SxI: Array, kernel_IxO: Array, result: DTypeLike | None) -> Array:
-    kernel_IxO = whole(kernel_IxO.astype(x_SxI.dtype))
-    return jnp.matmul(x_SxI, kernel_IxO, preferred_element_type=result or x_SxI.dtype)
-
-
-def _product_forward(x_SxI: Array, kernel_IxO: Array, result: DTypeLike | None) -> tuple[Array, tuple[Array, Array]]:
-    return _forward(x_SxI, kernel_IxO, result), (x_SxI, kernel_IxO)
-
-
-def _product_backward(result: DTypeLike | None, saved: tuple[Array, Array], dy_SxO: Array) -> tuple[Array, Array]:
-    x_SxI, kernel_IxO = saved
-    dy_SxO = dy_SxO.astype(x_SxI.dtype)
-
-    def as_read(x_SxI: Array, dy_SxO: Array) -> Array:
-        return jnp.matmul(x_SxI.T, dy_SxO, preferred_element_type=kernel_IxO.dtype)
-
-    def transposed(x_SxI: Array, dy_SxO: Array) -> Array:
-        x_IxS: Array = jax.lax.optimization_barrier(x_SxI.T)  # type: ignore[no-untyped-call]
-        return jnp.matmul(x_IxS, dy_SxO, preferred_element_type=kernel_IxO.dtype)
-
-    dx_SxI = jnp.matmul(dy_SxO, whole(kernel_IxO.astype(x_SxI.dtype)).T)
-    if kernel_IxO.shape[0] < TRANSPOSED_FROM:
-        return dx_SxI, as_read(x_SxI, dy_SxO)
-    return dx_SxI, jax.lax.platform_dependent(x_SxI, dy_SxO, cpu=transposed, default=as_read)
-
-
-product.defvjp(_product_forward, _product_backward)
 
 
 class Dense(nnx.Module):
@@ -79,19 +30,10 @@ class Dense(nnx.Module):
         self.multiplier = rule(config, role, fan_in).forward
 
     def __call__(
-        self, x_SxI: Float[Array, "S I"], result: DTypeLike | None = None, whole_tiles_of: int = 1
+        self, x_SxI: Float[Array, "S I"], result: DTypeLike | None = None, ready_IxO: Float[Array, "I O"] | None = None
     ) -> Float[Array, "S O"]:
-        """x W x multiplier, in the precision of x or the one given.
-
-        Args:
-            x_SxI: activations.
-            result: see `product`.
-            whole_tiles_of: the number of outputs is filled up to a multiple of this, with zeros.
-        """
-        kernel_IxO = self.kernel[...]
-        if missing := -kernel_IxO.shape[1] % whole_tiles_of:
-            kernel_IxO = jnp.pad(kernel_IxO, [(0, 0), (0, missing)])
-        y_SxO = product(x_SxI, kernel_IxO, result)
+        """x W x multiplier, in the precision of x or the one given; `result` and `ready_IxO` as for `product`."""
+        y_SxO = product(x_SxI, self.kernel[...], result, ready_IxO)
         return y_SxO if self.multiplier == 1.0 else y_SxO * self.multiplier
 
 
@@ -103,11 +45,7 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: Float[Array, "... D"], eps: Scalar) -> Float[Array, "... D"]:
         """Normalise the last axis; the result has the precision of x."""
-        x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, -1, keepdims=True)
-        variance = jnp.mean(jnp.square(centred), -1, keepdims=True)
-        scale = self.gain[...].reshape((1,) * (x.ndim - 1) + (-1,))
-        return (centred * jax.lax.rsqrt(variance + eps) * scale).astype(x.dtype)
+        return normalise(x, self.gain[...], eps)
 
 
 def rotate(x_BxTxHxK: Float[Array, "B T H K"], base: Scalar) -> Float[Array, "B T H K"]:
@@ -170,26 +108,22 @@ class Attention(nnx.Module):
         return {}
 
     def __call__(
-        self, x_SxD: Float[Array, "S D"], config: RunConfig, time: int, observe: Bool[Array, ""]
-    ) -> tuple[Float[Array, "S D"], Observations]:
-        """Mix values over the past of each position; returns the mixture and what was observed (zeros if not asked)."""
+        self, x_SxD: Float[Array, "S D"], config: RunConfig, time: int
+    ) -> tuple[Float[Array, "S D"], tuple[Float[Array, "B T H K"], ...]]:
+        """Mix values over the past of each position; returns the mixture, and what `observe` reads."""
         model = config.model
         heads = (-1, time, model.heads, model.head_dim)
         flat_query, flat_key, value = self.query(x_SxD), self.key(x_SxD), self.value(x_SxD)
         query = split(flat_query, self.query_norm, model, time)
         key = split(flat_key, self.key_norm, model, time)
         query, key = rotate(query, model.rotary_base), rotate(key, model.rotary_base)
-
-        weigh, scale = partial(self.weigh, config=model, time=time), attention_scale(model)
-        mixed = kernels.mix(chosen_kernel(config), query, key, value.reshape(heads), scale, weigh)
-
-        measure = partial(self.observe, scale)
-        observations = when(observe, measure, flat_query.reshape(heads), flat_key.reshape(heads), query, key)
-        return self.out(mixed.reshape(x_SxD.shape)), observations
+        weigh = partial(self.weigh, config=model, time=time)
+        mixed = kernels.mix(chosen_kernel(config), query, key, value.reshape(heads), attention_scale(model), weigh)
+        return self.out(mixed.reshape(x_SxD.shape)), (flat_query.reshape(heads), flat_key.reshape(heads), query, key)
 
     def observe(
         self,
-        scale: Scalar,
+        model: ModelConfig,
         raw_query: Float[Array, "B T H K"],
         raw_key: Float[Array, "B T H K"],
         query: Float[Array, "B T H K"],
@@ -211,7 +145,7 @@ class Attention(nnx.Module):
             "query_rms/after_norm": rms(query, (0, 1, 3)),
             "key_rms/before_norm": rms(raw_key, (0, 1, 3)),
             "key_rms/after_norm": rms(key, (0, 1, 3)),
-        } | by_parts(partial(self.observe_logits, scale), query, key)
+        } | by_parts(partial(self.observe_logits, attention_scale(model)), query, key)
 
     def observe_logits(
         self,
@@ -322,7 +256,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x_SxD: Float[Array, "S D"]) -> Float[Array, "S D"]:
         """W2 GELU(W1 x) at each position."""
-        return self.outer(jax.nn.gelu(self.inner(x_SxD), approximate=True))
+        return self.outer(gelu(self.inner(x_SxD)))
 
 
 ATTENTIONS: dict[str, type[Attention] | None] = {

@@ -27,7 +27,12 @@ def when(observe: Bool[Array, ""], measure: Callable[..., Measured], *arrays: An
     def quiet(*_: Any) -> Any:
         return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    measured: Measured = jax.lax.cond(observe, measure, quiet, *arrays)
+    def loud(*arrays: Any) -> Any:
+        # XLA for GPUs makes a selection of a branch of nothing but elementwise operations and reductions, however large
+        # the arrays, and so executes it in every step. One with a barrier it leaves a branch.
+        return measure(*jax.lax.optimization_barrier(arrays))  # type: ignore[no-untyped-call]
+
+    measured: Measured = jax.lax.cond(observe, loud, quiet, *arrays)
     return measured
 
 

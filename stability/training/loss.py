@@ -16,9 +16,16 @@ from jaxtyping import Array, Bool, Float, Int
 from stability.config import RunConfig, largest_divisor
 from stability.model.axes import cut_as_parameters
 from stability.model.kernels import TILE
-from stability.model.observation import Observations, combined, dealt, when
-from stability.model.transformer import Parameters, head_parameters, output_logits, parameter_kinds
-from stability.training.observe import observe_output_logits
+from stability.model.observation import Observations, dealt, when
+from stability.model.transformer import (
+    Parameters,
+    head_in_tiles,
+    head_multiplier,
+    head_parameters,
+    output_logits,
+    parameter_kinds,
+)
+from stability.training.observe import OutputLogits, observe_output_logits
 
 LOGITS_AT_ONCE = 2**27
 """Output logits (half a GiB of float32) above which they are made in chunks, where no one says how large."""
@@ -37,11 +44,14 @@ def loss(config: RunConfig, logits_SxV: Float[Array, "S V"], targets_S: Int[Arra
 
     Source: arXiv 2309.14322, Section 2.1; z-loss after PaLM (arXiv 2204.02311).
     """
-    return _loss(config, logits_SxV, jax.nn.logsumexp(logits_SxV, axis=-1), targets_S)
+    return _loss(config, jax.nn.logsumexp(logits_SxV, axis=-1), _of_targets(logits_SxV, targets_S))
 
 
-def _loss(config: RunConfig, logits_SxV: Array, log_z_S: Array, targets_S: Array) -> Loss:
-    target_S = jnp.take_along_axis(logits_SxV, targets_S[:, None], axis=-1)[:, 0]
+def _of_targets(logits_SxV: Array, targets_S: Array) -> Float[Array, " S"]:
+    return jnp.take_along_axis(logits_SxV, targets_S[:, None], axis=-1)[:, 0]
+
+
+def _loss(config: RunConfig, log_z_S: Array, target_S: Array) -> Loss:
     cross_entropy = jnp.mean(log_z_S - target_S)
     log_z_squared = jnp.mean(jnp.square(log_z_S))
     return Loss(cross_entropy + config.loss.z_loss * log_z_squared, cross_entropy, log_z_squared)
@@ -79,31 +89,14 @@ def head_loss(
     size = chunk_size(config, len(targets_S))
     if size == len(targets_S) and jax.default_backend() == "cpu":
         logits_SxV = output_logits(config, head, x_SxD)
-        return loss(config, logits_SxV, targets_S), when(observe, observe_output_logits, logits_SxV)
-    return _in_chunks(size, config, head, x_SxD, targets_S, observe)
+        return loss(config, logits_SxV, targets_S), when(observe, observe_logits, logits_SxV)
+    losses, seen = _in_chunks(size, config, head, x_SxD, targets_S)
+    return losses, when(observe, observe_output_logits, seen)
 
 
-def _logits(config: RunConfig, head: Parameters, x_CxD: Float[Array, "C D"]) -> Float[Array, "C V+"]:
-    """Logits of a chunk and zeros up to a whole tile, which no consumer may read.
-
-    32,101 words, which fill no tile, multiply at a third of the rate of 32,128 on an H100.
-    """
-    return output_logits(config, head, x_CxD, TILE)
-
-
-def _log_z(config: RunConfig, logits: Float[Array, "C V+"]) -> Float[Array, " C"]:
-    return jax.nn.logsumexp(logits[:, : config.data.vocabulary_size], axis=-1)
-
-
-def _chunk_loss(
-    config: RunConfig, logits: Float[Array, "C V+"], log_z_C: Array, targets_C: Array, observe: Array
-) -> tuple[Loss, Observations]:
-    vocabulary = config.data.vocabulary_size
-
-    def measure(logits: Array) -> Observations:
-        return observe_output_logits(logits[:, :vocabulary])
-
-    return _loss(config, logits, log_z_C, targets_C), when(observe, measure, logits)
+def observe_logits(logits_SxV: Float[Array, "S V"]) -> Observations:
+    """What is observed of logits that are all there."""
+    return observe_output_logits(OutputLogits.of(logits_SxV))
 
 
 def logits_gradient(
@@ -121,49 +114,59 @@ def logits_gradient(
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _in_chunks(
-    size: int, config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array, observe: Array
-) -> tuple[Loss, Observations]:
-    def one(chunk: tuple[Array, Array]) -> tuple[Loss, Observations]:
-        x_CxD, targets_C = chunk
-        logits = _logits(config, head, x_CxD)
-        return _chunk_loss(config, logits, _log_z(config, logits), targets_C, observe)
+    size: int, config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array
+) -> tuple[Loss, OutputLogits]:
+    tiled = head_in_tiles(head, TILE)
+    ready = head_multiplier(tiled, x_SxD.dtype)
 
-    return _joined(jax.lax.map(one, _chunks(size, x_SxD, targets_S)))
+    def one(chunk: tuple[Array, Array]) -> tuple[OutputLogits, Array]:
+        x_CxD, targets_C = chunk
+        return _read(config, output_logits(config, tiled, x_CxD, ready), targets_C)
+
+    return _joined(config, jax.lax.map(one, _chunks(size, x_SxD, targets_S)))
 
 
 def _chunks(size: int, x_SxD: Array, targets_S: Array) -> tuple[Float[Array, "n C D"], Int[Array, "n C"]]:
     return dealt(x_SxD, size), dealt(targets_S, size)
 
 
-def _joined(parts: tuple[Loss, Observations]) -> tuple[Loss, Observations]:
-    losses, observations = parts
-    return jax.tree.map(jnp.mean, losses), combined(observations)
+def _read(config: RunConfig, logits: Float[Array, "C V+"], targets_C: Array) -> tuple[OutputLogits, Array]:
+    """All that anybody wants to know of logits, beside which columns of zeros may lie."""
+    return OutputLogits.of(logits[:, : config.data.vocabulary_size]), _of_targets(logits, targets_C)
+
+
+def _joined(config: RunConfig, chunks: tuple[OutputLogits, Float[Array, "n C"]]) -> tuple[Loss, OutputLogits]:
+    seen, target_S = jax.tree.map(jnp.ravel, chunks)
+    return _loss(config, seen.log_z, target_S), seen
 
 
 def _in_chunks_forward(
-    size: int, config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array, observe: Array
-) -> tuple[tuple[Loss, Observations], Any]:
-    """The loss, and at once its gradient: by each chunk's logits, which are gone when the next are made."""
+    size: int, config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array
+) -> tuple[tuple[Loss, OutputLogits], Any]:
+    """The loss, and at once its gradient: by each chunk's logits, which are gone when the next are made.
+
+    The head is filled up, cast and gathered once for all chunks, and its gradient cut to size once.
+    """
     cut = partial(cut_as_parameters, head_parameters(parameter_kinds(config)))
-    vocabulary = config.data.vocabulary_size
+    tiled, of_tiled = jax.vjp(partial(head_in_tiles, size=TILE), head)
+    ready = head_multiplier(tiled, x_SxD.dtype)
 
     def one(head_gradient: Parameters, chunk: tuple[Array, Array]) -> Any:
         x_CxD, targets_C = chunk
-        logits, of_gradient = jax.vjp(partial(_logits, config), head, x_CxD)
-        log_z_C = _log_z(config, logits)
-        parts = _chunk_loss(config, logits, log_z_C, targets_C, observe)
-        dlogits = logits_gradient(config, logits[:, :vocabulary], log_z_C, targets_C)
-        more, dx = of_gradient(jnp.pad(dlogits, [(0, 0), (0, logits.shape[1] - dlogits.shape[1])]))
-        return cut(jax.tree.map(jnp.add, head_gradient, cut(more))), (dx, parts)
+        logits, of_logits = jax.vjp(lambda head, x: output_logits(config, head, x, ready), tiled, x_CxD)
+        seen, target_C = _read(config, logits, targets_C)
+        dlogits = logits_gradient(config, logits[:, : config.data.vocabulary_size], seen.log_z, targets_C)
+        more, dx = of_logits(jnp.pad(dlogits, [(0, 0), (0, logits.shape[1] - dlogits.shape[1])]))
+        return cut(jax.tree.map(jnp.add, head_gradient, cut(more))), (dx, (seen, target_C))
 
-    nothing = cut(jax.tree.map(jnp.zeros_like, head))
-    head_gradient, (dx, parts) = jax.lax.scan(one, nothing, _chunks(size, x_SxD, targets_S))
-    chunks = dx.shape[0]
+    nothing = cut(jax.tree.map(jnp.zeros_like, tiled))
+    tiled_gradient, (dx, chunks) = jax.lax.scan(one, nothing, _chunks(size, x_SxD, targets_S))
+    (head_gradient,) = of_tiled(tiled_gradient)
     dx_SxD = dx.swapaxes(0, 1).reshape(x_SxD.shape)
-    return _joined(parts), (head_gradient, dx_SxD, chunks)
+    return _joined(config, chunks), (head_gradient, dx_SxD, dx.shape[0])
 
 
-def _in_chunks_backward(size: int, saved: Any, cotangent: tuple[Loss, Observations]) -> Any:
+def _in_chunks_backward(size: int, saved: Any, cotangent: tuple[Loss, OutputLogits]) -> Any:
     """The gradient of the total alone: nothing else of a loss is ever minimised."""
     head_gradient, dx_SxD, chunks = saved
     factor = cotangent[0].total / chunks  # each chunk's total is a mean over its own positions
@@ -172,7 +175,7 @@ def _in_chunks_backward(size: int, saved: Any, cotangent: tuple[Loss, Observatio
         product: Array = x * factor
         return product.astype(x.dtype)
 
-    return None, jax.tree.map(scaled, head_gradient), scaled(dx_SxD), None, None
+    return None, jax.tree.map(scaled, head_gradient), scaled(dx_SxD), None
 
 
 _in_chunks.defvjp(_in_chunks_forward, _in_chunks_backward)

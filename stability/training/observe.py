@@ -4,7 +4,7 @@ Attention and the residual stream are observed where they arise, in `stability.m
 name: docs/observations.md.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,36 @@ from stability.model.observation import Observations, rms
 from stability.model.transformer import Parameters
 
 
-def observe_output_logits(logits_SxV: Float[Array, "S V"]) -> Observations:
+class OutputLogits(NamedTuple):
+    """What each position's logits tell: log Z, and mean, variance and maximum over the vocabulary."""
+
+    log_z: Float[Array, " S"]
+    mean: Float[Array, " S"]
+    variance: Float[Array, " S"]
+    largest: Float[Array, " S"]
+
+    @classmethod
+    def of(cls, logits_SxV: Float[Array, "S V"]) -> "OutputLogits":
+        """Two passes over the logits: mean and maximum, then, once both are there, variance and log Z."""
+        firsts = jnp.mean(logits_SxV, -1), jnp.max(logits_SxV, -1)
+        mean_S, largest_S = jax.lax.optimization_barrier(firsts)  # type: ignore[no-untyped-call]
+        shift_S = jnp.where(jnp.isfinite(largest_S), largest_S, 0.0)
+        return cls(
+            log_z=shift_S + jnp.log(jnp.sum(jnp.exp(logits_SxV - shift_S[:, None]), -1)),
+            mean=mean_S,
+            variance=jnp.mean(jnp.square(logits_SxV - mean_S[:, None]), -1),
+            largest=largest_S,
+        )
+
+
+def observe_output_logits(seen: OutputLogits) -> Observations:
     """Mean, standard deviation and maximum of the output logits; mean log Z and mean log^2 Z over positions."""
-    log_z_S = jax.nn.logsumexp(logits_SxV, axis=-1)
     return {
-        "output_logit/mean": jnp.mean(logits_SxV),
-        "output_logit/std": jnp.std(logits_SxV),
-        "output_logit/max": jnp.max(logits_SxV),
-        "output_logit/log_z_mean": jnp.mean(log_z_S),
-        "output_logit/log_z_squared_mean": jnp.mean(jnp.square(log_z_S)),
+        "output_logit/mean": jnp.mean(seen.mean),
+        "output_logit/std": jnp.sqrt(jnp.mean(seen.variance) + jnp.var(seen.mean)),
+        "output_logit/max": jnp.max(seen.largest),
+        "output_logit/log_z_mean": jnp.mean(seen.log_z),
+        "output_logit/log_z_squared_mean": jnp.mean(jnp.square(seen.log_z)),
     }
 
 
