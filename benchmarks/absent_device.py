@@ -22,7 +22,7 @@ import jax
 from jax.experimental import topologies
 
 GIB = 1024**3
-TPU_MEMORY = {"v5e": 15.75 * GIB, "v5p": 95.74 * GIB, "v6e": 31.25 * GIB}
+TPU_MEMORY = {"v5e": 15.75 * GIB, "v6e": 31.25 * GIB}
 """HBM that a program may fill on one chip of a kind: the limit which XLA names where it refuses one that needs more."""
 TPU_ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else one process at a time: the library locks /tmp/libtpu_lockfile
@@ -101,10 +101,10 @@ def _unless_asked(really: Callable[..., Any], devices: list[Any]) -> Callable[..
 def tpu_slice(described: str) -> tuple[list[jax.Device], StandIn]:
     """The chips of a slice, and one of them as our code sees it."""
     kind, _, shape = described.partition(":")
-    sides = [int(side) for side in shape.split("x")]
-    # Two by two chips share a machine, if there are so many.
-    host = (*(min(2, side) for side in sides), 1)
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=described, chips_per_host_bounds=host)
+    sides = tuple(int(side) for side in shape.split("x"))
+    # All chips on one machine, as one process sees them: the default is a machine for every four.
+    here = {"chips_per_host_bounds": (*sides, 1)}
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=described, **here)
     devices = list(topology.devices)
     return devices, StandIn("tpu", devices[0].device_kind, round(TPU_MEMORY[kind]))
 

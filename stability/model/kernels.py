@@ -136,13 +136,13 @@ def mix(kernel: Kernel, query: Array, key: Array, value: Array, scale: Scalar, w
 
 
 def _on_each_device(kernel: Callable[..., Array], *arrays: Array) -> Array:
-    """A kernel that the compiler cannot divide, executed by each device that shares a batch on its own rows of it."""
+    """A kernel that the compiler cannot divide, executed by each device that shares a batch on its own rows of it.
+
+    Axes with a single device are named too: a TPU's compiler refuses a kernel while any axis is left to it.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto and mesh.shape[name] > 1
-    )
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    axes = tuple(name for name, kind in kinds if kind == AxisType.Auto)
     if not axes:
         return kernel(*arrays)
     rows = PartitionSpec(axes)  # type: ignore[no-untyped-call]
