@@ -31,6 +31,8 @@ CUDNN_HEAD_DIM = 128
 """The largest that cuDNN's fused kernel takes forward and backward on every GPU that has it."""
 TILE = 128
 """Rows and columns that matrix units are fastest with: `splash` wants sequences of whole tiles."""
+SPLASH_BLOCK = 512
+"""Queries and keys that `splash` looks at together, at most, as MaxText has it: between JAX's own 128 a TPU would wait."""
 
 
 def product(query: Float[Array, "B Q H K"], key: Float[Array, "B P H K"]) -> Float[Array, "B H Q P"]:
@@ -107,7 +109,12 @@ def splash(query: Array, key: Array, value: Array, scale: Scalar, interpret: boo
 
     _, time, heads, head_dim = query.shape
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((time, time))] * heads)
-    kernel = splash_attention_kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+    block = TILE * largest_divisor(time // TILE, SPLASH_BLOCK // TILE)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    blocks = splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names})
+    kernel = splash_attention_kernel.make_splash_mha(
+        mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
     filler = [(0, 0), (0, 0), (0, 0), (0, -head_dim % TILE)]
     q, k, v = (jnp.pad(x, filler).swapaxes(1, 2) for x in (_scaled(query, scale), key, value))
     mixed: Array = jax.vmap(kernel)(q, k, v).swapaxes(1, 2)[..., :head_dim]
