@@ -181,10 +181,11 @@ def softmax(logits: Any) -> Any:
     return jax.nn.softmax(logits, axis=-1)
 
 
-@pytest.mark.parametrize("scale", [0.125, np.float32(0.3)])
-def test_splash_mixes_as_plain_attention_does(scale: Any) -> None:
-    """JAX's TPU kernel in interpret mode: forward and backward, head dims that fill no tile."""
-    query, key, value = queries(1, 128, 2, 16)
+@pytest.mark.parametrize(("scale", "block"), [(0.125, 128), (np.float32(0.3), 512)])
+def test_splash_mixes_as_plain_attention_does(scale: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX's TPU kernel in interpret mode: forward and backward, head dims that fill no tile, two blocks and one."""
+    monkeypatch.setattr(kernels, "SPLASH_BLOCK", block)
+    query, key, value = queries(1, 256, 2, 16)
 
     def mixed(kernel: Any, *arrays: Any) -> Any:
         return jnp.sum(jnp.sin(kernel(*arrays))), kernel(*arrays)

@@ -32,7 +32,7 @@ CUDNN_HEAD_DIM = 128
 TILE = 128
 """Rows and columns that matrix units are fastest with: `splash` wants sequences of whole tiles."""
 SPLASH_BLOCK = 512
-"""Queries and keys that `splash` looks at together, at most, as MaxText has it: between JAX's own 128 a TPU would wait."""
+"""Queries and keys that `splash` looks at together, at most, as in MaxText: between JAX's own 128 a TPU would wait."""
 
 
 def product(query: Float[Array, "B Q H K"], key: Float[Array, "B P H K"]) -> Float[Array, "B H Q P"]:
@@ -110,8 +110,14 @@ def splash(query: Array, key: Array, value: Array, scale: Scalar, interpret: boo
     _, time, heads, head_dim = query.shape
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((time, time))] * heads)
     block = TILE * largest_divisor(time // TILE, SPLASH_BLOCK // TILE)
-    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
-    blocks = splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names})
+    blocks = splash_attention_kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
     kernel = splash_attention_kernel.make_splash_mha(
         mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
     )
