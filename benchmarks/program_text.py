@@ -7,7 +7,7 @@ from collections.abc import Iterator
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8, "f64": 8}
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.-]+ = (?P<shape>.+?) (?P<kind>[a-z][a-z-]*)\((?P<rest>.*)$")
-CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=\{?((?:%?[\w.-]+(?:, )?)+)\}?")
+CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations)=(?:\{([^}]*)\}|([\w.%-]+))")
 ARRAY = re.compile(r"\b(pred|[subf]f?\d+)\[([\d,]*)\]")
 
 
@@ -38,8 +38,8 @@ def times(text: str) -> Iterator[tuple[re.Match[str], int]]:
                 continue
             yield instruction, often
             rounds = _rounds(parts, line) if instruction["kind"] == "while" else 1
-            for called in CALLED.findall(line):
-                for one in called.split(", "):
+            for several, single in CALLED.findall(line):
+                for one in (several or single).split(", "):
                     yield from walk(one.lstrip("%"), often * rounds)
 
     return walk("ENTRY", 1)
