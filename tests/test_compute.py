@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 from quick import QUICKLY, compile_quickly
 
 from stability.config import RunConfig, fingerprint, largest_divisor, to_leaves
 from stability.errors import InputError
 from stability.launching.memory import compiled_bytes, state_bytes
 from stability.model import kernels, layers
-from stability.model.axes import DATA, FSDP
 from stability.model.kernels import chosen_kernel, refuse_kernel
 from stability.model.observation import combined, dealt
 from stability.model.transformer import as_computed, initialise
@@ -182,10 +181,11 @@ def softmax(logits: Any) -> Any:
     return jax.nn.softmax(logits, axis=-1)
 
 
-@pytest.mark.parametrize("scale", [0.125, np.float32(0.3)])
-def test_splash_mixes_as_plain_attention_does(scale: Any) -> None:
-    """JAX's TPU kernel in interpret mode: forward and backward, head dims that fill no tile."""
-    query, key, value = queries(1, 128, 2, 16)
+@pytest.mark.parametrize(("scale", "block"), [(0.125, 128), (np.float32(0.3), 512)])
+def test_splash_mixes_as_plain_attention_does(scale: Any, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """JAX's TPU kernel in interpret mode: forward and backward, head dims that fill no tile, two blocks and one."""
+    monkeypatch.setattr(kernels, "SPLASH_BLOCK", block)
+    query, key, value = queries(1, 256, 2, 16)
 
     def mixed(kernel: Any, *arrays: Any) -> Any:
         return jnp.sum(jnp.sin(kernel(*arrays))), kernel(*arrays)
@@ -220,17 +220,22 @@ def test_cudnn_is_asked_for_causal_softmax_with_our_scale(monkeypatch: pytest.Mo
     assert asked == ["cudnn", "cudnn"]
 
 
-def test_a_fused_kernel_runs_on_each_device_of_a_lane(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the compiler cannot divide gets the rows of its device, inside the lanes' own division of the devices."""
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_a_fused_kernel_runs_on_each_device_of_a_lane(data: int, fsdp: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the compiler cannot divide gets the rows of its device, inside the lanes' own division of the devices.
+
+    No axis is left to the compiler, not even one of a single device: a TPU's refuses a kernel otherwise.
+    """
     seen: list[int] = []
 
     def fused(query: Any, key: Any, value: Any, scale: Any) -> Any:
         seen.append(query.shape[0])
+        assert set(jax.sharding.get_abstract_mesh().axis_types) == {AxisType.Manual}
         return kernels.plain(query, key, value, scale, softmax)
 
     monkeypatch.setitem(kernels.FUSED, "splash", fused)
     arrays = queries(4, 8, 2, 8)
-    mesh = lane_mesh(jax.devices()[:4], data=2)
+    mesh = lane_mesh(jax.devices()[:4], data, fsdp)
 
     def lane(*arrays: Any) -> Any:
         return kernels.mix("splash", *arrays, 0.3, softmax)
@@ -240,8 +245,7 @@ def test_a_fused_kernel_runs_on_each_device_of_a_lane(monkeypatch: pytest.Monkey
         lane, mesh=mesh, in_specs=(whole,) * 3, out_specs=whole, axis_names={"lanes"}, check_vma=False
     )
     np.testing.assert_allclose(jax.jit(spread_out)(*arrays), kernels.plain(*arrays, 0.3, softmax), atol=1e-6)
-    assert set(seen) == {2}, "two of the four rows on each device"
-    assert {DATA, FSDP} < set(mesh.axis_names)
+    assert set(seen) == {4 // (data * fsdp)}, "each device its part of the four rows"
 
 
 # --- observation ------------------------------------------------------------------------------------------------------

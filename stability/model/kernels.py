@@ -31,6 +31,8 @@ CUDNN_HEAD_DIM = 128
 """The largest that cuDNN's fused kernel takes forward and backward on every GPU that has it."""
 TILE = 128
 """Rows and columns that matrix units are fastest with: `splash` wants sequences of whole tiles."""
+SPLASH_BLOCK = 512
+"""Queries and keys that `splash` looks at together, at most, as in MaxText: between JAX's own 128 a TPU would wait."""
 
 
 def product(query: Float[Array, "B Q H K"], key: Float[Array, "B P H K"]) -> Float[Array, "B H Q P"]:
@@ -107,7 +109,18 @@ def splash(query: Array, key: Array, value: Array, scale: Scalar, interpret: boo
 
     _, time, heads, head_dim = query.shape
     mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.CausalMask((time, time))] * heads)
-    kernel = splash_attention_kernel.make_splash_mha(mask, head_shards=1, q_seq_shards=1, interpret=interpret)
+    block = TILE * largest_divisor(time // TILE, SPLASH_BLOCK // TILE)
+    blocks = splash_attention_kernel.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )
+    kernel = splash_attention_kernel.make_splash_mha(
+        mask, block_sizes=blocks, head_shards=1, q_seq_shards=1, interpret=interpret
+    )
     filler = [(0, 0), (0, 0), (0, 0), (0, -head_dim % TILE)]
     q, k, v = (jnp.pad(x, filler).swapaxes(1, 2) for x in (_scaled(query, scale), key, value))
     mixed: Array = jax.vmap(kernel)(q, k, v).swapaxes(1, 2)[..., :head_dim]
@@ -136,13 +149,13 @@ def mix(kernel: Kernel, query: Array, key: Array, value: Array, scale: Scalar, w
 
 
 def _on_each_device(kernel: Callable[..., Array], *arrays: Array) -> Array:
-    """A kernel that the compiler cannot divide, executed by each device that shares a batch on its own rows of it."""
+    """A kernel that the compiler cannot divide, executed by each device that shares a batch on its own rows of it.
+
+    Axes with a single device are named too: a TPU's compiler refuses a kernel while any axis is left to it.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = tuple(
-        name
-        for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True)
-        if kind == AxisType.Auto and mesh.shape[name] > 1
-    )
+    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    axes = tuple(name for name, kind in kinds if kind == AxisType.Auto)
     if not axes:
         return kernel(*arrays)
     rows = PartitionSpec(axes)  # type: ignore[no-untyped-call]
