@@ -109,25 +109,32 @@ class Attention(nnx.Module):
 
     def __call__(
         self, x_SxD: Float[Array, "S D"], config: RunConfig, time: int
-    ) -> tuple[Float[Array, "S D"], tuple[Float[Array, "B T H K"], ...]]:
-        """Mix values over the past of each position; returns the mixture, and what `observe` reads."""
+    ) -> tuple[Float[Array, "S D"], tuple[Float[Array, "S D"], ...]]:
+        """Mix values over the past of each position; returns the mixture, and what `observe` reads.
+
+        That is flat: of arrays that have heads the branch that observes would choose the layout, and XLA for GPUs would
+        transpose queries and keys for it in every step.
+        """
         model = config.model
-        heads = (-1, time, model.heads, model.head_dim)
         flat_query, flat_key, value = self.query(x_SxD), self.key(x_SxD), self.value(x_SxD)
         query = split(flat_query, self.query_norm, model, time)
         key = split(flat_key, self.key_norm, model, time)
         query, key = rotate(query, model.rotary_base), rotate(key, model.rotary_base)
         weigh = partial(self.weigh, config=model, time=time)
-        mixed = kernels.mix(chosen_kernel(config), query, key, value.reshape(heads), attention_scale(model), weigh)
-        return self.out(mixed.reshape(x_SxD.shape)), (flat_query.reshape(heads), flat_key.reshape(heads), query, key)
+        mixed = kernels.mix(
+            chosen_kernel(config), query, key, value.reshape(query.shape), attention_scale(model), weigh
+        )
+        flat = x_SxD.shape
+        return self.out(mixed.reshape(flat)), (flat_query, flat_key, query.reshape(flat), key.reshape(flat))
 
     def observe(
         self,
         model: ModelConfig,
-        raw_query: Float[Array, "B T H K"],
-        raw_key: Float[Array, "B T H K"],
-        query: Float[Array, "B T H K"],
-        key: Float[Array, "B T H K"],
+        time: int,
+        raw_query_SxD: Float[Array, "S D"],
+        raw_key_SxD: Float[Array, "S D"],
+        query_SxD: Float[Array, "S D"],
+        key_SxD: Float[Array, "S D"],
     ) -> Observations:
         """How one block's attention stands, one value a head, over batch, queries and the keys that each may see.
 
@@ -140,6 +147,8 @@ class Attention(nnx.Module):
         Logits are computed anew from queries and keys, a part of them at a time (`by_parts`), so that they are exact
         whatever kernel mixes values, and no kernel has to give them away.
         """
+        flat = (raw_query_SxD, raw_key_SxD, query_SxD, key_SxD)
+        raw_query, raw_key, query, key = (x.reshape(-1, time, model.heads, model.head_dim) for x in flat)
         return {
             "query_rms/before_norm": rms(raw_query, (0, 1, 3)),
             "query_rms/after_norm": rms(query, (0, 1, 3)),

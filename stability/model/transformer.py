@@ -57,16 +57,16 @@ class Block(nnx.Module):
             streams["mlp_output/rms"] = thought
         x_SxD = cut_by_rows(x_SxD)
         streams["block_output/rms"] = x_SxD
-        return x_SxD, when(observe, partial(self.observe, config), seen, streams)
+        return x_SxD, when(observe, partial(self.observe, config, time), seen, streams)
 
     def observe(
-        self, config: RunConfig, seen: tuple[Array, ...], streams: dict[str, Float[Array, "S D"]]
+        self, config: RunConfig, time: int, seen: tuple[Array, ...], streams: dict[str, Float[Array, "S D"]]
     ) -> Observations:
         """What attention shows of itself, and the RMS of what it and the MLP add to the stream, and of the result.
 
         One branch of a program for all: a GPU waits for the host at each.
         """
-        of_attention = {} if self.attention is None else self.attention.observe(config.model, *seen)
+        of_attention = {} if self.attention is None else self.attention.observe(config.model, time, *seen)
         return of_attention | {name: rms(stream) for name, stream in streams.items()}
 
 
