@@ -52,9 +52,12 @@ STATES = 5.2
 """How many arrays of each kind a step holds at its fullest: fitted to what XLA reports for 28 structures on a CPU."""
 ACCUMULATED = 1.0
 """Sums of gradients beside those of a micro-batch, in parameters."""
-SCANNED = {"gpu": 1.85, "tpu": 2.9}
-"""How many times what blocks keep it takes to stack it: seen once on each, for 12 blocks of width 1024. A TPU stores
-stacks of float32 queries and keys of 64 numbers a head as if there were 128."""
+SCANNED = 1.85
+"""How many times what blocks keep it takes to stack it: seen once, for 12 blocks on an H100; and again on a TPU v5e,
+blocks rematerialised."""
+SCANNED_ON_TPU = 2.9
+"""The same where nothing is rematerialised, seen once on a TPU v5e: it stores stacks of float32 queries and keys of 64
+numbers a head as if there were 128."""
 FILLED = 4.0
 """Queries, keys, values and their mixture, which `splash` holds with each head filled up to `TILE`: within 4 % of what
 XLA reports for 3 blocks of width 256 and 512 on a TPU v5e (benchmarks/results/2026-11-26_tpu_programs.json)."""
@@ -92,8 +95,8 @@ def activation_bytes(config: RunConfig) -> int:
         block += MLP_STREAMS + MLP_HIDDENS * model.mlp_ratio
     number = 2 if training.precision == "bfloat16" and jax.default_backend() != "cpu" else FLOAT32
     blocks = {"none": model.depth * block, "all_but_products": (model.depth / 2 + 1) * block}
-    stacked = SCANNED.get(jax.default_backend(), SCANNED["gpu"]) if scans_blocks(config) else 1.0
-    kept = number * stream * (STREAMS + stacked * blocks.get(config.compute.rematerialise, model.depth + block))
+    blocks_kept = _stacked(config) * blocks.get(config.compute.rematerialise, model.depth + block)
+    kept = number * stream * (STREAMS + blocks_kept)
     kept += FLOAT32 * LOGITS * chunk_size(config, positions) * (config.data.vocabulary_size or 0)
     kept += (
         FLOAT32 * ATTENTION_WEIGHTS * _blocks_of_weights(config) * positions * training.sequence_length * model.heads
@@ -101,6 +104,14 @@ def activation_bytes(config: RunConfig) -> int:
     accumulated = ACCUMULATED * (config.micro_batch < training.batch_size)
     parameters = FLOAT32 * parameter_count(config)
     return round(max(kept + accumulated * parameters, STATES * parameters))
+
+
+def _stacked(config: RunConfig) -> float:
+    """How many times what blocks keep a step holds."""
+    if not scans_blocks(config):
+        return 1.0
+    on_tpu = jax.default_backend() == "tpu" and config.compute.rematerialise == "none"
+    return SCANNED_ON_TPU if on_tpu else SCANNED
 
 
 def _blocks_of_weights(config: RunConfig) -> float:
