@@ -58,10 +58,20 @@ def whole(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     return _constrained(x)
 
 
+def cut_by_role(role: Role, x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
+    """One parameter, and so its gradient, cut among a lane's devices."""
+    return _constrained(x, *parameter_spec(role))
+
+
+def sharers() -> int:
+    """How many devices share a lane's batch, where this is traced."""
+    shape = jax.sharding.get_abstract_mesh().shape
+    return shape.get(DATA, 1) * shape.get(FSDP, 1)
+
+
 def _constrained(x: Array, *spec: str | tuple[str, ...] | None) -> Array:
     """An array laid out as said where devices share a lane, and as it is elsewhere."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    if shape.get(DATA, 1) * shape.get(FSDP, 1) == 1:
+    if sharers() == 1:
         return x
     laid: Array = jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))  # type: ignore[no-untyped-call]
     return laid

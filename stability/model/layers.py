@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from stability.config import ModelConfig, Role, RunConfig, Scalar, largest_divisor
 from stability.model import kernels
-from stability.model.axes import whole
+from stability.model.axes import cut_by_role, cut_by_rows, sharers, whole
 from stability.model.kernels import chosen_kernel
 from stability.model.observation import Observations, combined, dealt, rms, when
 from stability.model.parameterization import attention_scale, gain, matrix, rule
@@ -75,6 +75,7 @@ class Dense(nnx.Module):
     """A matrix product without bias, times the forward multiplier of its role."""
 
     def __init__(self, config: ModelConfig, role: Role, fan_in: int, fan_out: int, rngs: nnx.Rngs) -> None:
+        self.role = role
         self.kernel = matrix(config, role, rngs.params(), (fan_in, fan_out), fan_in)
         self.multiplier = rule(config, role, fan_in).forward
 
@@ -90,7 +91,8 @@ class Dense(nnx.Module):
         """
         kernel_IxO = self.kernel[...]
         if missing := -kernel_IxO.shape[1] % whole_tiles_of:
-            kernel_IxO = jnp.pad(kernel_IxO, [(0, 0), (0, missing)])
+            # Said here too, for the gradient: it would be summed up whole on every device before zeros are left out.
+            kernel_IxO = cut_by_role(self.role, jnp.pad(kernel_IxO, [(0, 0), (0, missing)]))
         y_SxO = product(x_SxI, kernel_IxO, result)
         return y_SxO if self.multiplier == 1.0 else y_SxO * self.multiplier
 
@@ -251,14 +253,17 @@ def by_parts(
     """What `measure(query, key, first)` sees in all, by looking at equal parts in turn.
 
     Parts are of whole sequences, or else of queries of one sequence, so that each has `OBSERVED_AT_ONCE` logits at most
-    (more only where time has no fitting divisor).
+    (more only where time has no fitting divisor). Devices that share a batch have that many each: a part has sequences
+    of every one of them, or all would be gathered for each part.
     """
     batch, time, heads, _ = query.shape
-    rows = largest_divisor(batch, max(1, OBSERVED_AT_ONCE // (heads * time * time)))
-    queries = time if rows > 1 else largest_divisor(time, max(1, OBSERVED_AT_ONCE // (heads * time)))
+    devices = sharers() if batch % sharers() == 0 else 1
+    each = largest_divisor(batch // devices, max(1, OBSERVED_AT_ONCE // (heads * time * time)))
+    rows = devices * each
+    queries = time if each > 1 else largest_divisor(time, max(1, OBSERVED_AT_ONCE // (heads * time)))
 
     def of_rows(part: tuple[Array, Array]) -> Observations:
-        query, key = part
+        query, key = part if devices == 1 else tuple(cut_by_rows(x) for x in part)
         if queries == time:
             return measure(query, key, 0)
 
