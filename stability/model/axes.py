@@ -5,6 +5,7 @@
 `fsdp`    as `data`, and parameters and optimizer state are cut too (fully sharded data parallelism, arXiv 2304.11277)
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -65,7 +66,7 @@ def cut_by_role(role: Role, x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
 
 def sharers() -> int:
     """How many devices share a lane's batch, where this is traced."""
-    shape = jax.sharding.get_abstract_mesh().shape
+    shape: Mapping[str, int] = jax.sharding.get_abstract_mesh().shape
     return shape.get(DATA, 1) * shape.get(FSDP, 1)
 
 
