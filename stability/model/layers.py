@@ -91,8 +91,11 @@ class Dense(nnx.Module):
         """
         kernel_IxO = self.kernel[...]
         if missing := -kernel_IxO.shape[1] % whole_tiles_of:
-            # Said here too, for the gradient: it would be summed up whole on every device before zeros are left out.
-            kernel_IxO = cut_by_role(self.role, jnp.pad(kernel_IxO, [(0, 0), (0, missing)]))
+            kernel_IxO = jnp.pad(kernel_IxO, [(0, 0), (0, missing)])
+            if sharers() > 1:
+                # For the gradient: XLA for TPUs fails where it may join cutting it with leaving out its filler.
+                apart: Array = jax.lax.optimization_barrier(kernel_IxO)  # type: ignore[no-untyped-call]
+                kernel_IxO = cut_by_role(self.role, apart)
         y_SxO = product(x_SxI, kernel_IxO, result)
         return y_SxO if self.multiplier == 1.0 else y_SxO * self.multiplier
 
