@@ -31,7 +31,7 @@ from benchmarks.accelerator_tasks import SIZES, SMALL
 from benchmarks.cards import CARDS, Card
 from benchmarks.on_device import run_config
 from benchmarks.peers.jax_gpt import Shape
-from benchmarks.program_text import branches
+from benchmarks.program_text import branches_left
 from benchmarks.reporting import processor_name, write
 from benchmarks.traffic import REACHED, kernels
 from stability.launching.memory import compiled_bytes, program_bytes
@@ -75,7 +75,7 @@ def measured(case: Case, card: Card) -> dict[str, Any]:
             "compile_seconds": round(seconds, 1),
             "needed_gb": round((compiled_bytes(program) or 0) / 1e9, 2),
             "estimated_gb": round(program_bytes(config, case.lanes or 1) / 1e9, 2),
-            "branches": branches(text),
+            "branches": branches_left(text),
             **traffic(text, card, (case.lanes or 1) * flops_per_token(config) * config.training.tokens_per_step),
         }
 

@@ -23,11 +23,14 @@ def computations(text: str) -> dict[str, list[str]]:
     return found
 
 
-def times(text: str) -> Iterator[tuple[re.Match[str], int]]:
+def times(text: str, branches: bool = True) -> Iterator[tuple[re.Match[str], int]]:
     """Every instruction that a call of the program comes to, and how often it does.
 
-    A loop whose number of rounds is no constant counts as one round (`advance` has one, over its steps), and a branch
-    as taken.
+    A loop whose number of rounds is no constant counts as one round: `advance` has one, over its steps.
+
+    Args:
+        text: of an optimised program.
+        branches: whether those are taken. Ours are observation's.
     """
     parts = computations(text)
 
@@ -37,6 +40,8 @@ def times(text: str) -> Iterator[tuple[re.Match[str], int]]:
             if instruction is None:
                 continue
             yield instruction, often
+            if instruction["kind"] == "conditional" and not branches:
+                continue
             rounds = _rounds(parts, line) if instruction["kind"] == "while" else 1
             for several, single in CALLED.findall(line):
                 for one in (several or single).split(", "):
@@ -64,11 +69,14 @@ def size(shape: str) -> int:
     return total
 
 
-def collectives(text: str) -> dict[str, dict[str, float]]:
-    """By kind of collective: how many a step executes, and megabytes of their results on each device."""
+def collectives(text: str, branches: bool = True) -> dict[str, dict[str, float]]:
+    """By kind of collective: how many a step executes, and megabytes of their results on each device; see `times`.
+
+    Upper bounds on a TPU, whose compiler may write one that it spreads over several instructions as often.
+    """
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
-    for instruction, often in times(text):
+    for instruction, often in times(text, branches):
         kind = instruction["kind"].removesuffix("-start")
         if kind in COLLECTIVES:
             counts[kind] += often
@@ -76,6 +84,6 @@ def collectives(text: str) -> dict[str, dict[str, float]]:
     return {kind: {"count": counts[kind], "mb": round(sizes[kind] / 1e6, 1)} for kind in sorted(counts)}
 
 
-def branches(text: str) -> int:
+def branches_left(text: str) -> int:
     """Branches that are left in a program's text."""
     return sum(1 for line in text.splitlines() if " conditional(" in line)

@@ -27,7 +27,7 @@ from benchmarks.absent_device import absent
 from benchmarks.accelerator_tasks import SIZES, SMALL
 from benchmarks.on_device import run_config
 from benchmarks.peers.jax_gpt import Shape
-from benchmarks.program_text import branches, collectives
+from benchmarks.program_text import branches_left, collectives
 from benchmarks.reporting import processor_name, write
 from stability.launching.memory import USABLE, compiled_bytes, program_bytes, with_fitted_micro_batch
 from stability.model.transformer import as_computed
@@ -158,9 +158,10 @@ def of_program(program: Program, limit: int) -> dict[str, Any]:
         "needed_gb": round(needed / 1e9, 3),
         "fits": needed <= limit,
         "advance_gb": {name: round(getattr(analysis, f"{name}_size_in_bytes") / 1e9, 3) for name in parts},
-        "branches": branches(text),
+        "branches": branches_left(text),
         "kernels": text.count('custom_call_target="tpu_custom_call"'),
-        "collectives_a_step": collectives(text),
+        "collectives_a_quiet_step": collectives(text, branches=False),
+        "collectives_an_observed_step": collectives(text),
     }
 
 

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from quick import QUICKLY, compile_quickly
 
+from benchmarks.program_text import collectives
 from stability.config import RunConfig, fingerprint, largest_divisor, to_leaves
 from stability.errors import InputError
 from stability.launching.memory import compiled_bytes, state_bytes
@@ -260,6 +262,23 @@ def test_attention_observed_by_parts_is_exact(at_once: int, monkeypatch: pytest.
     monkeypatch.setattr(layers, "OBSERVED_AT_ONCE", at_once)
     jax.clear_caches()
     assert_same(measured(to_leaves(config), parameters, np.bool_(True)), whole, rtol=1e-5)
+
+
+def test_devices_observe_their_own_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a batch that devices share are of all devices: none is told the queries of another, in no part."""
+    monkeypatch.setattr(layers, "OBSERVED_AT_ONCE", 2 * TIME * TIME)  # a sequence at a time
+    model = run().model
+    measure = partial(layers.SoftmaxAttention(model, nnx.Rngs(0)).observe_logits, 0.3)
+    observe = partial(layers.by_parts, measure)
+    query, key, _ = queries(16, TIME, 2, 8)
+    mesh = lane_mesh(jax.devices()[:4], 2, 2)
+    rows = NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        program = jax.jit(observe, in_shardings=(rows, rows)).lower(query, key).compile()
+    assert set(collectives(program.as_text())) == {"all-reduce"}
+    seen = program(*jax.device_put((query, key), rows))
+    for name, value in jax.jit(observe)(query, key).items():
+        np.testing.assert_allclose(seen[name], value, rtol=1e-5)
 
 
 def test_parts_make_a_whole_or_say_that_they_cannot() -> None:

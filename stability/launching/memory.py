@@ -52,9 +52,12 @@ STATES = 5.2
 """How many arrays of each kind a step holds at its fullest: fitted to what XLA reports for 28 structures on a CPU."""
 ACCUMULATED = 1.0
 """Sums of gradients beside those of a micro-batch, in parameters."""
-SCANNED = {"gpu": 1.85, "tpu": 2.9}
-"""How many times what blocks keep it takes to stack it: seen once on each, for 12 blocks of width 1024. A TPU stores
-stacks of float32 queries and keys of 64 numbers a head as if there were 128."""
+SCANNED = 1.85
+"""How many times what blocks keep it takes to stack it: seen once, for 12 blocks on an H100. Not so on TPUs."""
+SCANNED_STATES, FILLED_STACKS = 5.6, 12.0
+"""What a loop over blocks holds on a TPU beside what they keep, in parameters; and float32 queries and keys that it
+stacks, each head filled up to `TILE`, unless blocks are rematerialised: within 5 % of what XLA reports for 12 blocks on
+a v5e, rematerialised and not, and for 24 on eight chips of a v6e (the file that `FILLED` names)."""
 FILLED = 4.0
 """Queries, keys, values and their mixture, which `splash` holds with each head filled up to `TILE`: within 4 % of what
 XLA reports for 3 blocks of width 256 and 512 on a TPU v5e (benchmarks/results/2026-11-26_tpu_programs.json)."""
@@ -71,7 +74,7 @@ def activation_bytes(config: RunConfig) -> int:
     QK_STREAMS once for qk-layernorm and once for kappa, FILLED with `splash` for the zeros that it adds to heads, a
     sublayer's terms only where the config has it. Where blocks are rematerialised N counts one stream a block, and one
     block whole; without their intermediate arrays blocks count half; a loop over blocks stacks what they keep
-    (SCANNED). C are the positions whose logits are there at a time.
+    (SCANNED; on TPUs SCANNED_STATES P and FILLED_STACKS instead). C are the positions whose logits are there at a time.
     Attention weights are those of all blocks (n = N) with the plain kernel, of one in `MOST_BLOCKS` parts with
     `blockwise`, and none where attention is fused. At the end of the update it is gradients, updates, and new
     parameters and moments beside the old: u = 4 STATES P. Each phase uses the other's memory again. Logits and
@@ -87,18 +90,21 @@ def activation_bytes(config: RunConfig) -> int:
     if model.attention != "none":
         block += ATTENTION_STREAMS + QK_STREAMS * ((model.qk_layernorm != "none") + (model.kappa is not None))
         if chosen_kernel(config) == "splash":
-            block += FILLED * (-model.head_dim % TILE) / model.head_dim
+            filled = FILLED + FILLED_STACKS * (scans_blocks(config) and config.compute.rematerialise == "none")
+            block += filled * (-model.head_dim % TILE) / model.head_dim
     if model.mlp != "none":
         block += MLP_STREAMS + MLP_HIDDENS * model.mlp_ratio
     number = 2 if training.precision == "bfloat16" and jax.default_backend() != "cpu" else FLOAT32
     blocks = {"none": model.depth * block, "all_but_products": (model.depth / 2 + 1) * block}
-    stacked = SCANNED.get(jax.default_backend(), SCANNED["gpu"]) if scans_blocks(config) else 1.0
-    kept = number * stream * (STREAMS + stacked * blocks.get(config.compute.rematerialise, model.depth + block))
+    scanned_on_tpu = scans_blocks(config) and jax.default_backend() == "tpu"
+    stacked = SCANNED if scans_blocks(config) and not scanned_on_tpu else 1.0
+    blocks_kept = stacked * blocks.get(config.compute.rematerialise, model.depth + block)
+    kept = number * stream * (STREAMS + blocks_kept)
     kept += FLOAT32 * LOGITS * chunk_size(config, positions) * (config.data.vocabulary_size or 0)
     kept += (
         FLOAT32 * ATTENTION_WEIGHTS * _blocks_of_weights(config) * positions * training.sequence_length * model.heads
     )
-    accumulated = ACCUMULATED * (config.micro_batch < training.batch_size)
+    accumulated = ACCUMULATED * (config.micro_batch < training.batch_size) + SCANNED_STATES * scanned_on_tpu
     parameters = FLOAT32 * parameter_count(config)
     return round(max(kept + accumulated * parameters, STATES * parameters))
 

@@ -5,6 +5,7 @@
 `fsdp`    as `data`, and parameters and optimizer state are cut too (fully sharded data parallelism, arXiv 2304.11277)
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -58,10 +59,15 @@ def whole(x: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     return _constrained(x)
 
 
+def sharers() -> int:
+    """How many devices share a lane's batch, where this is traced."""
+    shape: Mapping[str, int] = jax.sharding.get_abstract_mesh().shape
+    return shape.get(DATA, 1) * shape.get(FSDP, 1)
+
+
 def _constrained(x: Array, *spec: str | tuple[str, ...] | None) -> Array:
     """An array laid out as said where devices share a lane, and as it is elsewhere."""
-    shape = jax.sharding.get_abstract_mesh().shape
-    if shape.get(DATA, 1) * shape.get(FSDP, 1) == 1:
+    if sharers() == 1:
         return x
     laid: Array = jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))  # type: ignore[no-untyped-call]
     return laid

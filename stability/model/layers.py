@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from stability.config import ModelConfig, Role, RunConfig, Scalar, largest_divisor
 from stability.model import kernels
+from stability.model.axes import cut_by_rows, sharers
 from stability.model.kernels import chosen_kernel
 from stability.model.observation import Observations, combined, dealt, rms
 from stability.model.operations import gelu, normalise, product
@@ -194,14 +195,17 @@ def by_parts(
     """What `measure(query, key, first)` sees in all, by looking at equal parts in turn.
 
     Parts are of whole sequences, or else of queries of one sequence, so that each has `OBSERVED_AT_ONCE` logits at most
-    (more only where time has no fitting divisor).
+    (more only where time has no fitting divisor). Devices that share a batch have that many each: a part has sequences
+    of every one of them, or all would be gathered for each part.
     """
     batch, time, heads, _ = query.shape
-    rows = largest_divisor(batch, max(1, OBSERVED_AT_ONCE // (heads * time * time)))
-    queries = time if rows > 1 else largest_divisor(time, max(1, OBSERVED_AT_ONCE // (heads * time)))
+    devices = sharers() if batch % sharers() == 0 else 1
+    each = largest_divisor(batch // devices, max(1, OBSERVED_AT_ONCE // (heads * time * time)))
+    rows = devices * each
+    queries = time if each > 1 else largest_divisor(time, max(1, OBSERVED_AT_ONCE // (heads * time)))
 
     def of_rows(part: tuple[Array, Array]) -> Observations:
-        query, key = part
+        query, key = part if devices == 1 else tuple(cut_by_rows(x) for x in part)
         if queries == time:
             return measure(query, key, 0)
 

@@ -161,7 +161,8 @@ def _in_chunks_forward(
 
     nothing = cut(jax.tree.map(jnp.zeros_like, tiled))
     tiled_gradient, (dx, chunks) = jax.lax.scan(one, nothing, _chunks(size, x_SxD, targets_S))
-    (head_gradient,) = of_tiled(tiled_gradient)
+    # XLA for TPUs fails where it may join leaving out the filler with cutting the gradient among devices.
+    (head_gradient,) = of_tiled(jax.lax.optimization_barrier(tiled_gradient))  # type: ignore[no-untyped-call]
     dx_SxD = dx.swapaxes(0, 1).reshape(x_SxD.shape)
     return _joined(config, chunks), (head_gradient, dx_SxD, dx.shape[0])
 
