@@ -25,7 +25,7 @@ from stability.model.transformer import (
     output_logits,
     parameter_kinds,
 )
-from stability.training.observe import OutputLogits, observe_output_logits
+from stability.training.observe import OutputLogits, among_words, observe_output_logits
 
 LOGITS_AT_ONCE = 2**27
 """Output logits (half a GiB of float32) above which they are made in chunks, where no one says how large."""
@@ -64,9 +64,7 @@ def chunk_size(config: RunConfig, positions: int) -> int:
         config: resolved; its `compute.head_chunk` is the most. Where that is null, as many as `LOGITS_AT_ONCE` allows.
         positions: of the micro-batch.
     """
-    vocabulary = config.data.vocabulary_size
-    assert vocabulary is not None, "resolve(config) fills in the vocabulary before anything is computed"
-    most = config.compute.head_chunk or max(1, LOGITS_AT_ONCE // vocabulary)
+    most = config.compute.head_chunk or max(1, LOGITS_AT_ONCE // _vocabulary(config))
     return largest_divisor(positions, most)
 
 
@@ -89,27 +87,40 @@ def head_loss(
     size = chunk_size(config, len(targets_S))
     if size == len(targets_S) and jax.default_backend() == "cpu":
         logits_SxV = output_logits(config, head, x_SxD)
-        return loss(config, logits_SxV, targets_S), when(observe, observe_logits, logits_SxV)
+        return loss(config, logits_SxV, targets_S), when(observe, partial(observe_logits, config), logits_SxV)
     losses, seen = _in_chunks(size, config, head, x_SxD, targets_S)
     return losses, when(observe, observe_output_logits, seen)
 
 
-def observe_logits(logits_SxV: Float[Array, "S V"]) -> Observations:
+def observe_logits(config: RunConfig, logits_SxV: Float[Array, "S V"]) -> Observations:
     """What is observed of logits that are all there."""
-    return observe_output_logits(OutputLogits.of(logits_SxV))
+    return observe_output_logits(_seen(config, logits_SxV))
+
+
+def _seen(config: RunConfig, logits: Float[Array, "S V+"]) -> OutputLogits:
+    return OutputLogits.of(logits, _vocabulary(config))
+
+
+def _vocabulary(config: RunConfig) -> int:
+    vocabulary = config.data.vocabulary_size
+    assert vocabulary is not None, "resolve(config) fills in the vocabulary before anything is computed"
+    return vocabulary
 
 
 def logits_gradient(
     config: RunConfig,
-    logits_SxV: Float[Array, "S V"],
+    logits: Float[Array, "S V+"],
     log_z_S: Float[Array, " S"],
     targets_S: Int[Array, " S"],
-) -> Float[Array, "S V"]:
-    """The gradient of `loss(...).total` by the logits: (softmax x (1 + 2 z_loss log Z) - [is the target]) / S."""
+) -> Float[Array, "S V+"]:
+    """The gradient of `loss(...).total` by the logits: (softmax x (1 + 2 z_loss log Z) - [is the target]) / S.
+
+    Zero for filler beside the words.
+    """
     log_z_Sx1 = log_z_S[:, None]
-    weight_SxV = jnp.exp(logits_SxV - log_z_Sx1) * (1 + 2 * config.loss.z_loss * log_z_Sx1)
-    is_target_SxV = jax.lax.broadcasted_iota(jnp.int32, logits_SxV.shape, 1) == targets_S[:, None]
-    return (weight_SxV - is_target_SxV) / len(targets_S)
+    weight = jnp.exp(logits - log_z_Sx1) * (1 + 2 * config.loss.z_loss * log_z_Sx1)
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets_S[:, None]
+    return (among_words(weight, 0.0, _vocabulary(config)) - is_target) / len(targets_S)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -132,7 +143,7 @@ def _chunks(size: int, x_SxD: Array, targets_S: Array) -> tuple[Float[Array, "n 
 
 def _read(config: RunConfig, logits: Float[Array, "C V+"], targets_C: Array) -> tuple[OutputLogits, Array]:
     """All that anybody wants to know of logits, beside which columns of zeros may lie."""
-    return OutputLogits.of(logits[:, : config.data.vocabulary_size]), _of_targets(logits, targets_C)
+    return _seen(config, logits), _of_targets(logits, targets_C)
 
 
 def _joined(config: RunConfig, chunks: tuple[OutputLogits, Float[Array, "n C"]]) -> tuple[Loss, OutputLogits]:
@@ -155,8 +166,7 @@ def _in_chunks_forward(
         x_CxD, targets_C = chunk
         logits, of_logits = jax.vjp(lambda head, x: output_logits(config, head, x, ready), tiled, x_CxD)
         seen, target_C = _read(config, logits, targets_C)
-        dlogits = logits_gradient(config, logits[:, : config.data.vocabulary_size], seen.log_z, targets_C)
-        more, dx = of_logits(jnp.pad(dlogits, [(0, 0), (0, logits.shape[1] - dlogits.shape[1])]))
+        more, dx = of_logits(logits_gradient(config, logits, seen.log_z, targets_C))
         return cut(jax.tree.map(jnp.add, head_gradient, cut(more))), (dx, (seen, target_C))
 
     nothing = cut(jax.tree.map(jnp.zeros_like, tiled))

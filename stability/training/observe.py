@@ -4,6 +4,7 @@ Attention and the residual stream are observed where they arise, in `stability.m
 name: docs/observations.md.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -24,17 +25,30 @@ class OutputLogits(NamedTuple):
     largest: Float[Array, " S"]
 
     @classmethod
-    def of(cls, logits_SxV: Float[Array, "S V"]) -> "OutputLogits":
-        """Two passes over the logits: mean and maximum, then, once both are there, variance and log Z."""
-        firsts = jnp.mean(logits_SxV, -1), jnp.max(logits_SxV, -1)
+    def of(cls, logits_SxV: Float[Array, "S V+"], vocabulary: int) -> "OutputLogits":
+        """Two passes over the logits: mean and maximum, then, once both are there, variance and log Z.
+
+        Args:
+            logits_SxV: of the words, and then of filler.
+            vocabulary: how many words there are.
+        """
+        among = partial(among_words, vocabulary=vocabulary)
+        firsts = jnp.sum(among(logits_SxV, 0.0), -1) / vocabulary, jnp.max(among(logits_SxV, -jnp.inf), -1)
         mean_S, largest_S = jax.lax.optimization_barrier(firsts)  # type: ignore[no-untyped-call]
         shift_S = jnp.where(jnp.isfinite(largest_S), largest_S, 0.0)
         return cls(
-            log_z=shift_S + jnp.log(jnp.sum(jnp.exp(logits_SxV - shift_S[:, None]), -1)),
+            log_z=shift_S + jnp.log(jnp.sum(among(jnp.exp(logits_SxV - shift_S[:, None]), 0.0), -1)),
             mean=mean_S,
-            variance=jnp.mean(jnp.square(logits_SxV - mean_S[:, None]), -1),
+            variance=jnp.sum(among(jnp.square(logits_SxV - mean_S[:, None]), 0.0), -1) / vocabulary,
             largest=largest_S,
         )
+
+
+def among_words(x_SxV: Float[Array, "S V+"], otherwise: float, vocabulary: int) -> Float[Array, "S V+"]:
+    """Numbers of words as they are, and `otherwise` in the columns of filler that may follow."""
+    if x_SxV.shape[1] == vocabulary:
+        return x_SxV
+    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x_SxV.shape, 1) < vocabulary, x_SxV, otherwise)
 
 
 def observe_output_logits(seen: OutputLogits) -> Observations:
