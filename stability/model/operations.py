@@ -94,16 +94,19 @@ def normalise(x: Float[Array, "... D"], gain: Float[Array, " D"], eps: Scalar) -
 
 def _normalise_forward(x: Array, gain: Array, eps: Scalar) -> tuple[Array, tuple[Array, ...]]:
     x32 = x.astype(jnp.float32)
-    mean = jnp.mean(x32, -1, keepdims=True)
-    variance = jnp.mean(jnp.square(x32 - mean), -1, keepdims=True)
+    mean = jnp.mean(x32, -1)
+    variance = jnp.mean(jnp.square(x32 - mean[..., None]), -1)
     inverse_deviation = jnp.where(jnp.isfinite(variance), jax.lax.rsqrt(variance + eps), jnp.nan)
-    moments = mean, inverse_deviation
+    # Flat, since a TPU stores an array whose last dimension is short as if that were 128.
+    moments = mean.ravel(), inverse_deviation.ravel()
     moments = jax.lax.optimization_barrier(moments)  # type: ignore[no-untyped-call]
-    return (_normal(x, *moments) * _last(gain, x)).astype(x.dtype), (x, gain, *moments)
+    return (_normal(x, *moments)[0] * _last(gain, x)).astype(x.dtype), (x, gain, *moments)
 
 
-def _normal(x: Array, mean: Array, inverse_deviation: Array) -> Array:
-    return (x.astype(jnp.float32) - mean) * inverse_deviation
+def _normal(x: Array, mean: Array, inverse_deviation: Array) -> tuple[Array, Array]:
+    """x in its normal form, and what it was multiplied by."""
+    mean, inverse_deviation = (moment.reshape(*x.shape[:-1], 1) for moment in (mean, inverse_deviation))
+    return (x.astype(jnp.float32) - mean) * inverse_deviation, inverse_deviation
 
 
 def _last(gain: Array, x: Array) -> Array:
@@ -111,9 +114,9 @@ def _last(gain: Array, x: Array) -> Array:
 
 
 def _normalise_backward(saved: tuple[Array, ...], dy: Array) -> tuple[Array, Array, None]:
-    x, gain, mean, inverse_deviation = saved
+    x, gain, *moments = saved
     dy32 = dy.astype(jnp.float32)
-    normal = _normal(x, mean, inverse_deviation)
+    normal, inverse_deviation = _normal(x, *moments)
     dnormal = dy32 * _last(gain, x)
     along = jnp.mean(dnormal * normal, -1, keepdims=True)
     dx = inverse_deviation * (dnormal - jnp.mean(dnormal, -1, keepdims=True) - normal * along)
