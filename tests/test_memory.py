@@ -33,8 +33,17 @@ from tests.conftest import TINY, Command
 SMALL = {"width": 32, "depth": 1, "head_dim": 16}
 
 
-def config(vocabulary: int = 256, training: dict[str, Any] | None = None, **model: Any) -> RunConfig:
-    given_ = {"model": SMALL | model, "training": {"batch_size": 4, "sequence_length": 16} | (training or {})}
+def config(
+    vocabulary: int = 256,
+    training: dict[str, Any] | None = None,
+    compute: dict[str, Any] | None = None,
+    **model: Any,
+) -> RunConfig:
+    given_ = {
+        "model": SMALL | model,
+        "training": {"batch_size": 4, "sequence_length": 16} | (training or {}),
+        "compute": compute or {},
+    }
     return resolve(from_mapping(RunConfig, given_), corpus="0" * 64, vocabulary_size=vocabulary)
 
 
@@ -60,14 +69,19 @@ def test_parameters_and_state_are_counted_exactly(structure: dict[str, Any]) -> 
     assert state_bytes(one) == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
+LONGER = {"batch_size": 8, "sequence_length": 32}
 COMPILED = [
-    (config(training={"batch_size": 8, "sequence_length": 32}), None),
-    (config(training={"batch_size": 8, "sequence_length": 32}, attention="none", mlp="none"), 3),
+    (config(training=LONGER), None),
+    (config(training=LONGER, attention="none", mlp="none"), 3),
     (config(width=128, mlp="none", qk_layernorm="none", training={"batch_size": 1}), None),
+    (config(depth=2, training=LONGER, compute={"rematerialise": "blocks"}), None),
+    (config(depth=2, training=LONGER, compute={"rematerialise": "blocks", "blocks": "scanned"}), None),
 ]
 
 
-@pytest.mark.parametrize(("one", "count"), COMPILED, ids=["whole", "bigram", "mostly parameters"])
+@pytest.mark.parametrize(
+    ("one", "count"), COMPILED, ids=["whole", "bigram", "mostly parameters", "computed again in vain", "computed again"]
+)
 def test_the_estimate_is_near_what_the_compiled_program_says(one: RunConfig, count: int | None) -> None:
     program = lanes.compile_program(one, count, (1, one.training.batch_size, one.training.sequence_length + 1))
     said = compiled_bytes(program)

@@ -53,14 +53,11 @@ STATES = 5.2
 ACCUMULATED = 1.0
 """Sums of gradients beside those of a micro-batch, in parameters."""
 SCANNED = 1.85
-"""How many times what blocks keep it takes to stack it: seen once, for 12 blocks on an H100. Not so on TPUs."""
-SCANNED_STATES, FILLED_STACKS = 5.6, 12.0
-"""What a loop over blocks holds on a TPU beside what they keep, in parameters; and float32 queries and keys that it
-stacks, each head filled up to `TILE`, unless blocks are rematerialised: within 5 % of what XLA reports for 12 blocks on
-a v5e, rematerialised and not, and for 24 on eight chips of a v6e (the file that `FILLED` names)."""
-FILLED = 4.0
-"""Queries, keys, values and their mixture, which `splash` holds with each head filled up to `TILE`: within 4 % of what
-XLA reports for 3 blocks of width 256 and 512 on a TPU v5e (benchmarks/results/2026-11-26_tpu_programs.json)."""
+"""How many times what blocks keep it takes on a GPU to stack it: seen once, for 12 blocks on an H100."""
+SCANNED_STATES, FILLED, HIDDENS = 5.6, 4.0, 1.0
+"""Of TPUs: what a loop over blocks holds beside what they keep, in parameters; queries, keys, values and their mixture,
+which `splash` holds with each head filled up to `TILE`; float32 arrays of an MLP's hidden layer. Fitted to what XLA
+reports for seven programs for a v5e and a v6e (benchmarks/results/2026-11-26_tpu_programs.json)."""
 
 
 def activation_bytes(config: RunConfig) -> int:
@@ -73,8 +70,8 @@ def activation_bytes(config: RunConfig) -> int:
 
     QK_STREAMS once for qk-layernorm and once for kappa, FILLED with `splash` for the zeros that it adds to heads, a
     sublayer's terms only where the config has it. Where blocks are rematerialised N counts one stream a block, and one
-    block whole; without their intermediate arrays blocks count half; a loop over blocks stacks what they keep
-    (SCANNED; on TPUs SCANNED_STATES P and FILLED_STACKS instead). C are the positions whose logits are there at a time.
+    block whole; without their intermediate arrays blocks count half; a loop over blocks stacks what they keep (SCANNED
+    on GPUs, SCANNED_STATES P on TPUs). TPUs add HIDDENS S F. C are the positions whose logits are there at a time.
     Attention weights are those of all blocks (n = N) with the plain kernel, of one in `MOST_BLOCKS` parts with
     `blockwise`, and none where attention is fused. At the end of the update it is gradients, updates, and new
     parameters and moments beside the old: u = 4 STATES P. Each phase uses the other's memory again. Logits and
@@ -90,30 +87,37 @@ def activation_bytes(config: RunConfig) -> int:
     if model.attention != "none":
         block += ATTENTION_STREAMS + QK_STREAMS * ((model.qk_layernorm != "none") + (model.kappa is not None))
         if chosen_kernel(config) == "splash":
-            filled = FILLED + FILLED_STACKS * (scans_blocks(config) and config.compute.rematerialise == "none")
-            block += filled * (-model.head_dim % TILE) / model.head_dim
+            block += FILLED * (-model.head_dim % TILE) / model.head_dim
     if model.mlp != "none":
         block += MLP_STREAMS + MLP_HIDDENS * model.mlp_ratio
     number = 2 if training.precision == "bfloat16" and jax.default_backend() != "cpu" else FLOAT32
     blocks = {"none": model.depth * block, "all_but_products": (model.depth / 2 + 1) * block}
-    scanned_on_tpu = scans_blocks(config) and jax.default_backend() == "tpu"
-    stacked = SCANNED if scans_blocks(config) and not scanned_on_tpu else 1.0
-    blocks_kept = stacked * blocks.get(config.compute.rematerialise, model.depth + block)
+    on_tpu = jax.default_backend() == "tpu"
+    stacked = SCANNED if scans_blocks(config) and jax.default_backend() == "gpu" else 1.0
+    blocks_kept = stacked * blocks.get(_rematerialised(config), model.depth + block)
     kept = number * stream * (STREAMS + blocks_kept)
+    kept += FLOAT32 * HIDDENS * stream * model.mlp_ratio * (on_tpu and model.mlp != "none")
     kept += FLOAT32 * LOGITS * chunk_size(config, positions) * (config.data.vocabulary_size or 0)
     kept += (
         FLOAT32 * ATTENTION_WEIGHTS * _blocks_of_weights(config) * positions * training.sequence_length * model.heads
     )
-    accumulated = ACCUMULATED * (config.micro_batch < training.batch_size) + SCANNED_STATES * scanned_on_tpu
+    states = ACCUMULATED * (config.micro_batch < training.batch_size)
+    states += SCANNED_STATES * (on_tpu and scans_blocks(config))
     parameters = FLOAT32 * parameter_count(config)
-    return round(max(kept + accumulated * parameters, STATES * parameters))
+    return round(max(kept + states * parameters, STATES * parameters))
+
+
+def _rematerialised(config: RunConfig) -> str:
+    """What is computed again: XLA for CPUs joins it with the first time, unless a loop over blocks keeps them apart."""
+    undone = jax.default_backend() == "cpu" and not scans_blocks(config)
+    return "none" if undone else config.compute.rematerialise
 
 
 def _blocks_of_weights(config: RunConfig) -> float:
     """Of how many blocks a step holds all attention weights."""
     if config.model.attention == "none":
         return 0.0
-    whole = 1 if config.compute.rematerialise == "blocks" else config.model.depth
+    whole = 1 if _rematerialised(config) == "blocks" else config.model.depth
     return {"plain": whole, "blockwise": 1 / MOST_BLOCKS}.get(chosen_kernel(config), 0.0)
 
 
