@@ -81,6 +81,13 @@ class Cluster:
         lines = self.ask("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)
 
+    @contextlib.contextmanager
+    def closed(self) -> Iterator[None]:
+        """Within it jobs are queued, and none starts."""
+        self.ask("scontrol", "update", "PartitionName=main", "State=DOWN")
+        yield
+        self.ask("scontrol", "update", "PartitionName=main", "State=UP")
+
     def wait(self, seconds: float = 4 * DEADLINE_S) -> None:
         """Until nothing is queued or running."""
         deadline = time.monotonic() + seconds

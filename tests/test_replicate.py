@@ -424,7 +424,7 @@ def test_a_part_is_kept_while_it_is_true_of_the_sweep(
         assert (part["cost"]["runs"], part["summary"], claims[0]["ladders"]) == (0, None, {})
         assert (cost["runs"], whole["runs"]) == (5, 6), "the others have all of its runs but one"
         for name in ("flops", "seconds"):
-            assert cost[name] == pytest.approx(whole[name] * 5 / 6, rel=1e-3)
+            assert cost[name] == pytest.approx(whole[name] * 5 / 6, rel=1e-2), "both have three digits"
 
 
 def test_a_part_of_an_older_card_was_made_with_what_its_ladder_was(three: Command) -> None:

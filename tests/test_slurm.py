@@ -176,15 +176,16 @@ def undisturbed(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_an_array_shares_a_sweep(submit: Callable[..., str], slurm: Cluster, undisturbed: Path) -> None:
     submitted = [*PACKS, *SUBMITTED, f"output_dir={undisturbed}"]
-    said = submit(*submitted)
-    job = re.search(r"Submitted Slurm job (\d+): 2 tasks for 2 runs", said)
-    assert job, said
-    assert f"scancel {job[1]}" in said
-    assert slurm.queue().keys() == {f"{job[1]}_0", f"{job[1]}_1"}
-    again = submit(*submitted)
-    assert "Nothing more is submitted" in again
-    assert f"{job[1]}_0 (" in again, "it says what is queued or running"
-    assert len(slurm.queue()) <= 2
+    with slurm.closed():
+        said = submit(*submitted)
+        job = re.search(r"Submitted Slurm job (\d+): 2 tasks for 2 runs", said)
+        assert job, said
+        assert f"scancel {job[1]}" in said
+        assert slurm.queue().keys() == {f"{job[1]}_0", f"{job[1]}_1"}
+        again = submit(*submitted)
+        assert "Nothing more is submitted" in again
+        assert f"{job[1]}_0 (" in again, "it says what is queued or running"
+        assert len(slurm.queue()) == 2
     slurm.wait()
     assert set(starts(undisturbed).values()) == {(0,)}, "each run is trained once"
     assert "sensitivity" in outputs(undisturbed), "the last task has analysed"
