@@ -56,8 +56,8 @@ SCANNED = 1.85
 """How many times what blocks keep it takes on a GPU to stack it: seen once, for 12 blocks on an H100."""
 SCANNED_STATES, FILLED, HIDDENS = 5.6, 4.0, 1.0
 """Of TPUs: what a loop over blocks holds beside what they keep, in parameters; queries, keys, values and their mixture,
-which `splash` holds with each head filled up to `TILE`; float32 arrays of an MLP's hidden layer. Fitted to what XLA
-reports for six programs for a v5e and a v6e: 0.88 to 1.26 times that (benchmarks/results/2026-11-26_tpu_programs.json)."""
+which `splash` holds with each head filled up to `TILE`; float32 arrays of an MLP's hidden layer. With them the estimate
+is 0.88 to 1.26 times what six programs need (benchmarks/results/2026-11-26_tpu_programs.json)."""
 
 
 def activation_bytes(config: RunConfig) -> int:
