@@ -22,7 +22,7 @@ import jax
 from jax.experimental import topologies
 
 GIB = 1024**3
-TPU_MEMORY = {"v5e": 15.75 * GIB, "v6e": 31.25 * GIB}
+TPU_MEMORY = {"v5e": 15.75 * GIB, "v6e": 31.24 * GIB}
 """HBM that a program may fill on one chip of a kind: the limit which XLA names where it refuses one that needs more."""
 TPU_ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else one process at a time: the library locks /tmp/libtpu_lockfile
@@ -74,7 +74,7 @@ def absent(platform: Literal["tpu", "cuda"], described: str, count: int = 1) -> 
         count: GPUs of that kind; a slice says it by its shape.
 
     Raises:
-        RuntimeError, NotImplementedError: there is no such compiler here, or it knows no such chip.
+        RuntimeError: there is no such compiler here, or it knows no such chip.
     """
     with mock.patch.dict(os.environ, {name: os.environ.get(name, said) for name, said in TPU_ENVIRONMENT.items()}):
         devices, one = tpu_slice(described) if platform == "tpu" else gpus(described, count)

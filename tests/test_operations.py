@@ -11,7 +11,7 @@ import pytest
 
 from stability.config import RunConfig, resolve, to_leaves
 from stability.model.observation import rms, when
-from stability.model.operations import gelu, multiplier, normalise, product
+from stability.model.operations import gelu, normalise, product, ready
 from stability.training.lanes import STEPS_PER_DISPATCH
 from stability.training.step import advance, initial_state
 from stability.typed import from_mapping
@@ -91,11 +91,11 @@ def test_a_weight_made_ready_is_multiplied_as_the_weight_is(fan_in: int, precisi
     x, kernel = jnp.asarray(numbers(6, fan_in)).astype(precision), jnp.asarray(numbers(fan_in, 5, seed=1))
     cotangent = numbers(6, 5, seed=2)
 
-    def ready(x: Any, kernel: Any) -> Any:
-        return product(x, kernel, jnp.float32, multiplier(kernel, precision))
+    def readily(x: Any, kernel: Any) -> Any:
+        return product(x, kernel, jnp.float32, ready(kernel, precision))
 
     found, truth = (
-        pulled(function, cotangent, x, kernel) for function in (ready, lambda x, k: product(x, k, np.float32))
+        pulled(function, cotangent, x, kernel) for function in (readily, lambda x, k: product(x, k, np.float32))
     )
     jax.tree.map(np.testing.assert_array_equal, found, truth)
     assert found[0].dtype == found[1][1].dtype == np.float32

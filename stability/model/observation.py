@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
+from stability.model.operations import apart
+
 Measured = TypeVar("Measured")
 Observations = dict[str, Any]
 """Nested names -> float32 arrays: scalars, or one value a head."""
@@ -30,7 +32,7 @@ def when(observe: Bool[Array, ""], measure: Callable[..., Measured], *arrays: An
     def loud(*arrays: Any) -> Any:
         # XLA for GPUs makes a selection of a branch of nothing but elementwise operations and reductions, however large
         # the arrays, and so executes it in every step. One with a barrier it leaves a branch.
-        return measure(*jax.lax.optimization_barrier(arrays))  # type: ignore[no-untyped-call]
+        return measure(*apart(arrays))
 
     measured: Measured = jax.lax.cond(observe, loud, quiet, *arrays)
     return measured

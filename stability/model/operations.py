@@ -5,6 +5,7 @@ Shapes: S positions, I inputs, O outputs, D the size that is normalised.
 
 from functools import partial
 from math import pi, sqrt
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,16 @@ TRANSPOSED_FROM = 128
 """Fan-in from which on `product` transposes its input for the gradient on a CPU; below it costs what it saves."""
 
 
-def multiplier(kernel_IxO: Float[Array, "I O"], precision: DTypeLike) -> Float[Array, "I O"]:
+Arrays = TypeVar("Arrays")
+
+
+def apart(arrays: Arrays) -> Arrays:
+    """Arrays as they are, which a compiler may not join with what they are made of, nor make anew for each reader."""
+    same: Arrays = jax.lax.optimization_barrier(arrays)  # type: ignore[no-untyped-call]  # JAX states no types for it
+    return same
+
+
+def ready(kernel_IxO: Float[Array, "I O"], precision: DTypeLike) -> Float[Array, "I O"]:
     """A weight as products read it: in their precision, and all of it on every device of a lane."""
     return whole(kernel_IxO.astype(precision))
 
@@ -39,8 +49,8 @@ def product(
         x_SxI: activations.
         kernel_IxO: a weight, in float32.
         result: the type of the result; None is that of x. Products are summed up in float32 in any case.
-        ready_IxO: the weight's `multiplier`, from whoever multiplies by it many times. None is to make it, here and
-            again for the gradient, which then need not be kept.
+        ready_IxO: what `ready` makes of the weight, from whoever multiplies by it many times. None is to make it, here
+            and again for the gradient, so that it need not be kept.
     """
     return _forward(x_SxI, kernel_IxO, result, ready_IxO)
 
@@ -50,7 +60,7 @@ def _forward(x_SxI: Array, kernel_IxO: Array, result: DTypeLike | None, ready_Ix
 
 
 def _ready(x_SxI: Array, kernel_IxO: Array, ready_IxO: Array | None) -> Array:
-    return multiplier(kernel_IxO, x_SxI.dtype) if ready_IxO is None else ready_IxO
+    return ready(kernel_IxO, x_SxI.dtype) if ready_IxO is None else ready_IxO
 
 
 def _product_forward(
@@ -69,8 +79,7 @@ def _product_backward(
         return jnp.matmul(x_SxI.T, dy_SxO, preferred_element_type=kernel_IxO.dtype)
 
     def transposed(x_SxI: Array, dy_SxO: Array) -> Array:
-        x_IxS: Array = jax.lax.optimization_barrier(x_SxI.T)  # type: ignore[no-untyped-call]
-        return jnp.matmul(x_IxS, dy_SxO, preferred_element_type=kernel_IxO.dtype)
+        return jnp.matmul(apart(x_SxI.T), dy_SxO, preferred_element_type=kernel_IxO.dtype)
 
     dx_SxI = jnp.matmul(dy_SxO, _ready(x_SxI, kernel_IxO, ready_IxO).T)
     if kernel_IxO.shape[0] < TRANSPOSED_FROM:
@@ -98,8 +107,7 @@ def _normalise_forward(x: Array, gain: Array, eps: Scalar) -> tuple[Array, tuple
     variance = jnp.mean(jnp.square(x32 - mean[..., None]), -1)
     inverse_deviation = jnp.where(jnp.isfinite(variance), jax.lax.rsqrt(variance + eps), jnp.nan)
     # Flat, since a TPU stores an array whose last dimension is short as if that were 128.
-    moments = mean.ravel(), inverse_deviation.ravel()
-    moments = jax.lax.optimization_barrier(moments)  # type: ignore[no-untyped-call]
+    moments = apart((mean.ravel(), inverse_deviation.ravel()))
     return (_normal(x, *moments)[0] * _last(gain, x)).astype(x.dtype), (x, gain, *moments)
 
 

@@ -22,7 +22,7 @@ from stability.model.axes import cut_by_rows
 from stability.model.kernels import chosen_kernel
 from stability.model.layers import ATTENTIONS, MLPS, Dense, LayerNorm
 from stability.model.observation import Observations, rms, when
-from stability.model.operations import multiplier
+from stability.model.operations import ready
 from stability.model.parameterization import kinds, matrix
 
 Parameters = dict[str, Any]
@@ -227,9 +227,9 @@ def head_in_tiles(head: Parameters, size: int) -> Parameters:
     return {name: jnp.pad(leaf, [(0, 0), (0, -leaf.shape[1] % size)]) for name, leaf in head.items()}
 
 
-def head_multiplier(head: Parameters, precision: DTypeLike) -> Float[Array, "D V"]:
-    """What `output_logits` multiplies by, for who calls it many times: `stability.model.operations.multiplier`."""
-    return multiplier(head["kernel"], precision)
+def head_ready(head: Parameters, precision: DTypeLike) -> Float[Array, "D V"]:
+    """What `output_logits` multiplies by, for who calls it many times: `stability.model.operations.ready`."""
+    return ready(head["kernel"], precision)
 
 
 def output_logits(
@@ -241,7 +241,7 @@ def output_logits(
         config: as for `final_stream`.
         head: `head_parameters`, or `head_in_tiles` of them.
         x_SxD: rows of the final stream.
-        ready_DxV: its `head_multiplier`, if it is there.
+        ready_DxV: its `head_ready`, if it is there.
     """
     graph, state = _abstract_head(config)
     nnx.replace_by_pure_dict(state, head)

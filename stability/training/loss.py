@@ -17,11 +17,12 @@ from stability.config import RunConfig, largest_divisor
 from stability.model.axes import cut_as_parameters
 from stability.model.kernels import TILE
 from stability.model.observation import Observations, dealt, when
+from stability.model.operations import apart
 from stability.model.transformer import (
     Parameters,
     head_in_tiles,
-    head_multiplier,
     head_parameters,
+    head_ready,
     output_logits,
     parameter_kinds,
 )
@@ -128,7 +129,7 @@ def _in_chunks(
     size: int, config: RunConfig, head: Parameters, x_SxD: Array, targets_S: Array
 ) -> tuple[Loss, OutputLogits]:
     tiled = head_in_tiles(head, TILE)
-    ready = head_multiplier(tiled, x_SxD.dtype)
+    ready = head_ready(tiled, x_SxD.dtype)
 
     def one(chunk: tuple[Array, Array]) -> tuple[OutputLogits, Array]:
         x_CxD, targets_C = chunk
@@ -160,7 +161,7 @@ def _in_chunks_forward(
     """
     cut = partial(cut_as_parameters, head_parameters(parameter_kinds(config)))
     tiled, of_tiled = jax.vjp(partial(head_in_tiles, size=TILE), head)
-    ready = head_multiplier(tiled, x_SxD.dtype)
+    ready = head_ready(tiled, x_SxD.dtype)
 
     def one(head_gradient: Parameters, chunk: tuple[Array, Array]) -> Any:
         x_CxD, targets_C = chunk
@@ -172,7 +173,7 @@ def _in_chunks_forward(
     nothing = cut(jax.tree.map(jnp.zeros_like, tiled))
     tiled_gradient, (dx, chunks) = jax.lax.scan(one, nothing, _chunks(size, x_SxD, targets_S))
     # XLA for TPUs fails where it may join leaving out the filler with cutting the gradient among devices.
-    (head_gradient,) = of_tiled(jax.lax.optimization_barrier(tiled_gradient))  # type: ignore[no-untyped-call]
+    (head_gradient,) = of_tiled(apart(tiled_gradient))
     dx_SxD = dx.swapaxes(0, 1).reshape(x_SxD.shape)
     return _joined(config, chunks), (head_gradient, dx_SxD, dx.shape[0])
 

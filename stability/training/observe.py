@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from stability.config import Scalar
 from stability.model.observation import Observations, rms
+from stability.model.operations import apart
 from stability.model.transformer import Parameters
 
 
@@ -34,7 +35,7 @@ class OutputLogits(NamedTuple):
         """
         among = partial(among_words, vocabulary=vocabulary)
         firsts = jnp.sum(among(logits_SxV, 0.0), -1) / vocabulary, jnp.max(among(logits_SxV, -jnp.inf), -1)
-        mean_S, largest_S = jax.lax.optimization_barrier(firsts)  # type: ignore[no-untyped-call]
+        mean_S, largest_S = apart(firsts)
         shift_S = jnp.where(jnp.isfinite(largest_S), largest_S, 0.0)
         return cls(
             log_z=shift_S + jnp.log(jnp.sum(among(jnp.exp(logits_SxV - shift_S[:, None]), 0.0), -1)),
